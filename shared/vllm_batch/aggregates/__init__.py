@@ -1,0 +1,1 @@
+"""The rules: pure functions ``evolve(state, recorded) -> state`` and ``decide(state, command) -> event``."""

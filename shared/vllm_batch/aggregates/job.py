@@ -1,0 +1,256 @@
+"""The rules of a job.
+
+    (none) ──submit──► VALIDATING ──start──► RUNNING ──finalize──► FINALIZING ──finish──► COMPLETED
+                          │ │ │                │ │                 (outcome)    ├───────► EXPIRED
+                          │ │ └─fail─► FAILED  │ └─close window─► EXPIRING ─►┤  └───────► CANCELLED
+                          │ └───────cancel─────┴───cancel───────► CANCELLING ─►┘ (both by finalize)
+                          └─close window─► EXPIRING
+
+A cancel in EXPIRING or FINALIZING comes too late and is refused, as the window closing is in CANCELLING.
+COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from vllm_batch.errors import AlreadyDone, Rejected
+from vllm_batch.events.base import Event, Usage
+from vllm_batch.events.envelope import Recorded
+from vllm_batch.events.job import (
+    JobCancelled,
+    JobCancelRequested,
+    JobCompleted,
+    JobExpired,
+    JobFailed,
+    JobFinalizing,
+    JobStarted,
+    JobSubmitted,
+    JobWindowClosed,
+    LineError,
+    Outcome,
+)
+from vllm_batch.ids import FileId, JobId
+
+
+class JobStatus(StrEnum):
+    """Where a job is; EXPIRING shows as ``in_progress`` to clients."""
+
+    VALIDATING = "validating"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    EXPIRING = "expiring"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+TERMINAL = frozenset(
+    {JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.EXPIRED, JobStatus.CANCELLED}
+)
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """State of a job, folded from its events. ``times`` has when each status was entered (UTC)."""
+
+    submitted: JobSubmitted
+    status: JobStatus
+    times: dict[JobStatus, datetime]
+    started: JobStarted | None = None
+    outcome: Outcome | None = None
+    failed: JobFailed | None = None
+    ended: JobCompleted | JobExpired | JobCancelled | None = None
+
+    @property
+    def job_id(self) -> JobId:
+        """The job's id."""
+        return self.submitted.job_id
+
+    @property
+    def terminal(self) -> bool:
+        """Whether nothing can change any more."""
+        return self.status in TERMINAL
+
+
+class Submit(msgspec.Struct, frozen=True):
+    """Accept a batch."""
+
+    event: JobSubmitted
+
+
+class Start(msgspec.Struct, frozen=True):
+    """The file is planned: work may begin."""
+
+    total: int
+    chunks: int
+    model: str
+
+
+class Fail(msgspec.Struct, frozen=True):
+    """The file is invalid."""
+
+    errors: list[LineError]
+    error_count: int
+
+
+class Cancel(msgspec.Struct, frozen=True):
+    """The user gives the job up."""
+
+
+class CloseWindow(msgspec.Struct, frozen=True):
+    """The completion window has passed."""
+
+
+class Finalize(msgspec.Struct, frozen=True):
+    """All chunks are terminal: the files may be written."""
+
+
+class Finish(msgspec.Struct, frozen=True, kw_only=True):
+    """The files are written."""
+
+    total: int
+    completed: int
+    failed: int
+    usage: Usage
+    output_file_id: FileId | None
+    error_file_id: FileId | None
+
+
+Command = Submit | Start | Fail | Cancel | CloseWindow | Finalize | Finish
+
+_ENDINGS: dict[Outcome, type[JobCompleted | JobExpired | JobCancelled]] = {
+    "completed": JobCompleted,
+    "expired": JobExpired,
+    "cancelled": JobCancelled,
+}
+_ENTERED = {
+    JobStarted: JobStatus.RUNNING,
+    JobFailed: JobStatus.FAILED,
+    JobCancelRequested: JobStatus.CANCELLING,
+    JobWindowClosed: JobStatus.EXPIRING,
+    JobFinalizing: JobStatus.FINALIZING,
+    JobCompleted: JobStatus.COMPLETED,
+    JobExpired: JobStatus.EXPIRED,
+    JobCancelled: JobStatus.CANCELLED,
+}
+
+
+def evolve(state: Job | None, recorded: Recorded) -> Job:
+    """Return the state after ``recorded``.
+
+    Raises:
+        Rejected: the event is not one of a job's, or has no job before it.
+    """
+    event, time = recorded.event, recorded.time
+    if isinstance(event, JobSubmitted):
+        status = JobStatus.VALIDATING
+        return Job(submitted=event, status=status, times={status: time})
+    entered = _ENTERED.get(type(event))
+    if state is None or entered is None:
+        raise Rejected(f"{event.TYPE} cannot be applied to {'no job' if state is None else 'a job'}")
+    # A stepping clock must not reorder the timestamps of a batch.
+    latest = max((time, *state.times.values()))
+    changed = msgspec.structs.replace(
+        state, status=entered, times={**state.times, entered: latest}
+    )
+    if isinstance(event, JobStarted):
+        return msgspec.structs.replace(changed, started=event)
+    if isinstance(event, JobFailed):
+        return msgspec.structs.replace(changed, failed=event)
+    if isinstance(event, JobFinalizing):
+        return msgspec.structs.replace(changed, outcome=event.outcome)
+    if isinstance(event, JobCompleted | JobExpired | JobCancelled):
+        return msgspec.structs.replace(changed, ended=event)
+    return changed
+
+
+def decide(state: Job | None, command: Command) -> Event:
+    """Return the event that ``command`` leads to.
+
+    Raises:
+        AlreadyDone: the job is already where the command leads.
+        Rejected: the command is not allowed in this state.
+    """
+    if isinstance(command, Submit):
+        if state is not None:
+            raise AlreadyDone(f"job {state.job_id} is already submitted")
+        return command.event
+    if state is None:
+        raise Rejected("there is no such job")
+    if isinstance(command, Finish):
+        return _finish(state, command)
+    return _advance(state, command)
+
+
+def _advance(state: Job, command: Start | Fail | Cancel | CloseWindow | Finalize) -> Event:
+    status, job_id = state.status, state.job_id
+    match command:
+        case Start(total, chunks, model):
+            if state.started is not None:
+                raise AlreadyDone(f"job {job_id} is already started")
+            if status is JobStatus.VALIDATING:
+                return JobStarted(job_id=job_id, total=total, chunks=chunks, model=model)
+        case Fail(errors, error_count):
+            if status is JobStatus.FAILED:
+                raise AlreadyDone(f"job {job_id} is already failed")
+            if status is JobStatus.VALIDATING:
+                return JobFailed(job_id=job_id, errors=errors, error_count=error_count)
+        case Cancel():
+            if status in {JobStatus.CANCELLING, JobStatus.CANCELLED} or (
+                status is JobStatus.FINALIZING and state.outcome == "cancelled"
+            ):
+                raise AlreadyDone(f"job {job_id} is already cancelled")
+            if status in {JobStatus.VALIDATING, JobStatus.RUNNING}:
+                return JobCancelRequested(job_id=job_id)
+        case CloseWindow():
+            if status in {JobStatus.EXPIRING, JobStatus.EXPIRED}:
+                raise AlreadyDone(f"the window of job {job_id} is already closed")
+            if status in {JobStatus.VALIDATING, JobStatus.RUNNING}:
+                return JobWindowClosed(job_id=job_id)
+        case Finalize():
+            return _finalize(state)
+    raise Rejected(f"job {job_id} is {status}: {type(command).__name__} is not possible")
+
+
+def _finalize(state: Job) -> Event:
+    outcome: Outcome
+    match state.status:
+        case JobStatus.RUNNING:
+            outcome = "completed"
+        case JobStatus.CANCELLING:
+            outcome = "cancelled"
+        case JobStatus.EXPIRING:
+            outcome = "expired"
+        case JobStatus.FINALIZING:
+            raise AlreadyDone(f"job {state.job_id} is already finalizing")
+        case _:
+            raise Rejected(f"job {state.job_id} is {state.status}: Finalize is not possible")
+    return JobFinalizing(job_id=state.job_id, outcome=outcome)
+
+
+def _finish(state: Job, command: Finish) -> Event:
+    if state.ended is not None:
+        raise AlreadyDone(f"job {state.job_id} has already ended")
+    if state.status is not JobStatus.FINALIZING or state.outcome is None:
+        raise Rejected(f"job {state.job_id} is {state.status}: Finish is not possible")
+    if command.completed + command.failed > command.total or (
+        state.outcome == "completed" and command.completed + command.failed != command.total
+    ):
+        raise Rejected(
+            f"job {state.job_id}: {command.completed} completed + {command.failed} failed "
+            f"do not add up to {command.total}"
+        )
+    return _ENDINGS[state.outcome](
+        job_id=state.job_id,
+        total=command.total,
+        completed=command.completed,
+        failed=command.failed,
+        usage=command.usage,
+        output_file_id=command.output_file_id,
+        error_file_id=command.error_file_id,
+    )

@@ -1,0 +1,225 @@
+"""The event store over NATS JetStream.
+
+Writes with ``Nats-Expected-Last-Subject-Sequence`` over the aggregate's wildcard (nats-server >= 2.12), reads
+by direct get in batches, follows with an ordered push consumer of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.errors import APIError, NoStreamResponseError
+
+from vllm_batch import ids
+from vllm_batch.clock import Clock, SystemClock
+from vllm_batch.errors import Conflict, EventStoreError, EventStoreUnavailable
+from vllm_batch.event_store.follower import Follower
+from vllm_batch.events import Event, Recorded, decode, encode
+from vllm_batch.ids import EventId
+from vllm_batch.messaging import connection, subjects, topology
+from vllm_batch.messaging.connection import Connection
+from vllm_batch.settings import Settings
+
+ATTEMPT_SECONDS = 3.0
+READ_TIMEOUT_SECONDS = 5.0
+READ_ATTEMPTS = 4
+READ_BATCH = 500
+_WRONG_LAST_SEQUENCE = 10071
+_BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
+_TRANSIENT = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.StaleConnectionError,
+    nats.errors.OutboundBufferLimitError,
+    NoStreamResponseError,
+    ConnectionError,
+)
+
+
+class JetStreamEventStore:
+    """Appends, reads and follows the EVENTS stream."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        settings: Settings,
+        *,
+        source: str,
+        clock: Clock | None = None,
+        new_event_id: Callable[[], EventId] = ids.new_event_id,
+    ) -> None:
+        self.connection = connection
+        self.js: JetStreamContext = connection.client.jetstream(timeout=ATTEMPT_SECONDS)
+        self._settings = settings
+        self._source = source
+        self._clock = clock or SystemClock()
+        self._new_event_id = new_event_id
+        self._in_flight = asyncio.Semaphore(settings.append_in_flight_max)
+
+    async def append(
+        self, event: Event, *, expected: int, event_id: EventId | None = None
+    ) -> Recorded:
+        """Record ``event``; see `EventStore.append`."""
+        event_id = event_id or self._new_event_id()
+        now = self._clock.now()
+        payload = encode(event, event_id=event_id, source=self._source, time=now)
+        headers = {
+            "Nats-Msg-Id": event_id,
+            "Nats-Expected-Last-Subject-Sequence": str(expected),
+            "Nats-Expected-Last-Subject-Sequence-Subject": subjects.of_aggregate(event),
+        }
+        async with self._in_flight:
+            seq = await self._publish(event, payload, headers, event_id)
+        return Recorded(seq, event_id, now, self._source, event)
+
+    async def _publish(
+        self, event: Event, payload: bytes, headers: dict[str, str], event_id: EventId
+    ) -> int:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.append_timeout_seconds
+        subject = subjects.of_event(event)
+        for attempt in range(1_000_000):
+            try:
+                ack = await asyncio.wait_for(
+                    self.js.publish(subject, payload, headers=dict(headers)), ATTEMPT_SECONDS + 1
+                )
+            except APIError as error:
+                if error.err_code == _WRONG_LAST_SEQUENCE:
+                    return await self._recorded_before(event, event_id)
+                if error.code not in {500, 503}:
+                    raise EventStoreError(f"{subject} was refused: {error}") from error
+                reason: Exception = error
+            except (*_TRANSIENT, TimeoutError) as error:
+                reason = error
+            else:
+                return int(ack.seq)
+            pause = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
+            pause *= random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
+            if loop.time() + pause > deadline:
+                raise EventStoreUnavailable(f"{subject} was not acknowledged: {reason!r}") from reason
+            await asyncio.sleep(pause)
+        raise AssertionError("unreachable")
+
+    async def _recorded_before(self, event: Event, event_id: EventId) -> int:
+        """Return the sequence if the aggregate's last event is this very one (a lost acknowledgement).
+
+        On R1 a retry is answered with "wrong last sequence" rather than "duplicate" (seen with 2.15.1).
+        """
+        subject = subjects.of_aggregate(event)
+        try:
+            # The stream's leader answers this one; a direct get may come from a lagging replica.
+            message = await self.js.get_last_msg(topology.EVENTS, subject)
+        except (APIError, *_TRANSIENT, TimeoutError) as error:
+            raise Conflict(f"{subject} has moved on") from error
+        if message.data and message.seq is not None:
+            last = decode(message.data, message.seq)
+            if last.id == event_id:
+                return last.seq
+        raise Conflict(f"{subject} is at {message.seq}")
+
+    async def read(self, subject: str, *, after: int = 0) -> AsyncIterator[list[Recorded]]:
+        """Yield what is in the log now; see `EventStore.read`."""
+        position = after
+        while True:
+            batch, pending = await self._direct_get(subject, position + 1)
+            if batch:
+                yield batch
+                position = batch[-1].seq
+            if not batch or pending == 0:
+                return
+
+    async def _direct_get(self, subject: str, seq: int) -> tuple[list[Recorded], int]:
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                return await asyncio.wait_for(
+                    self._direct_get_once(subject, seq), READ_TIMEOUT_SECONDS
+                )
+            except (*_TRANSIENT, TimeoutError) as error:
+                if attempt == READ_ATTEMPTS - 1:
+                    raise EventStoreUnavailable(f"reading {subject} got no answer: {error!r}") from error
+                await asyncio.sleep(_BACKOFF_SECONDS[attempt])
+        raise AssertionError("unreachable")
+
+    async def _direct_get_once(self, subject: str, seq: int) -> tuple[list[Recorded], int]:
+        """Ask for up to READ_BATCH messages; return them and how many are left after them."""
+        client = self.connection.client
+        inbox = client.new_inbox()
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        events: list[Recorded] = []
+
+        async def receive(message: Msg) -> None:
+            headers = message.headers or {}
+            status = headers.get("Status")
+            if status is None:
+                events.append(decode(message.data, int(headers["Nats-Sequence"])))
+            elif not done.done():
+                if status in {"204", "404"}:
+                    done.set_result(int(headers.get("Nats-Num-Pending", 0)))
+                elif status == "503":
+                    done.set_exception(nats.errors.NoRespondersError())
+                else:
+                    done.set_exception(EventStoreError(f"direct get: {status} {headers}"))
+
+        subscription = await client.subscribe(inbox, cb=receive)
+        try:
+            request = {"seq": seq, "next_by_subj": subject, "batch": READ_BATCH}
+            await client.publish(
+                f"$JS.API.DIRECT.GET.{topology.EVENTS}", msgspec.json.encode(request), reply=inbox
+            )
+            pending = await done
+        finally:
+            await subscription.unsubscribe()
+        return events, pending
+
+    async def follow(
+        self, subjects: Sequence[str], *, after: int = 0
+    ) -> AsyncIterator[list[Recorded]]:
+        """Yield what is there and what comes; see `EventStore.follow`."""
+        follower = Follower(self.connection, topology.EVENTS, subjects, after=after)
+        async for batch in follower.batches():
+            yield [decode(payload, seq) for seq, payload in batch]
+
+    async def last_sequence(self) -> int:
+        """Return the sequence of the newest event."""
+        info = await self._stream_info()
+        return int(info.state.last_seq)
+
+    async def identity(self) -> str:
+        """Return the stream's creation time, which no other stream shares."""
+        info = await self._stream_info()
+        return str(info.created)
+
+    async def _stream_info(self):  # type: ignore[no-untyped-def]  # nats-py publishes no types
+        for attempt in range(READ_ATTEMPTS):
+            try:
+                return await self.js.stream_info(topology.EVENTS)
+            except (*_TRANSIENT, TimeoutError) as error:
+                if attempt == READ_ATTEMPTS - 1:
+                    raise EventStoreUnavailable(f"no answer from JetStream: {error!r}") from error
+                await asyncio.sleep(_BACKOFF_SECONDS[attempt])
+        raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def connect(settings: Settings, *, source: str) -> AsyncIterator[JetStreamEventStore]:
+    """Yield a connected event store whose streams exist. ``source`` names the process in its events.
+
+    Raises:
+        EventStoreUnavailable: no NATS server answers.
+    """
+    try:
+        async with connection.connect(settings, source) as opened:
+            store = JetStreamEventStore(opened, settings, source=source)
+            await topology.ensure_streams(store.js, settings)
+            yield store
+    except nats.errors.NoServersError as error:
+        raise EventStoreUnavailable(f"no NATS server answers at {settings.nats_url}") from error

@@ -1,0 +1,78 @@
+"""Connecting to NATS so that the connection outlives servers, networks and elections."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import nats
+import structlog
+from nats.aio.client import Client
+
+from vllm_batch.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PING_INTERVAL_SECONDS = 3
+RECONNECT_WAIT_SECONDS = 0.25
+CONNECT_TIMEOUT_SECONDS = 5
+
+
+class Connection:
+    """A NATS client, and a place to ask to be told after every reconnect."""
+
+    def __init__(self) -> None:
+        self.client = Client()
+        self.on_reconnect: set[Callable[[], None]] = set()
+
+    async def open(self, settings: Settings, name: str) -> None:
+        """Connect; keeps trying for ever once it has been connected.
+
+        Raises:
+            nats.errors.NoServersError: nobody answers at the configured addresses.
+        """
+        await self.client.connect(
+            servers=settings.nats_url.split(","),
+            name=name,
+            ping_interval=PING_INTERVAL_SECONDS,
+            max_outstanding_pings=2,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            error_cb=_note_error,
+            disconnected_cb=_note("nats disconnected"),
+            reconnected_cb=self._reconnected,
+            allow_reconnect=True,
+        )
+
+    async def _reconnected(self) -> None:
+        log.info("nats reconnected", server=str(self.client.connected_url and self.client.connected_url.netloc))
+        for callback in tuple(self.on_reconnect):
+            callback()
+
+
+def _note(message: str) -> Callable[[], Awaitable[None]]:
+    async def note() -> None:
+        log.info(message)
+
+    return note
+
+
+async def _note_error(error: Exception) -> None:
+    log.warning("nats error", error=repr(error))
+
+
+@asynccontextmanager
+async def connect(settings: Settings, name: str) -> AsyncIterator[Connection]:
+    """Yield a connection named ``name``; flushes and closes it at the end."""
+    connection = Connection()
+    await connection.open(settings, name)
+    try:
+        yield connection
+    finally:
+        try:
+            if connection.client.is_connected:
+                await connection.client.flush(timeout=2)
+        except nats.errors.Error as error:
+            log.info("nats flush failed at close", error=repr(error))
+        await connection.client.close()

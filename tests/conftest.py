@@ -1,0 +1,95 @@
+"""Fixtures that every kind of test may use: real servers on free ports with temporary stores."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from vllm_batch.event_store import jetstream
+from vllm_batch.event_store.jetstream import JetStreamEventStore
+from vllm_batch.settings import Settings
+
+
+class NatsServer:
+    """A real nats-server on a free port. `kill` and `start` again keep the store."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        binary = Path(sys.executable).with_name("nats-server")
+        config = self._directory / "nats.conf"
+        config.write_text(
+            f'listen: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self._directory / "store"}", sync_interval: always }}\n'
+        )
+        with (self._directory / "nats.log").open("ab") as log:
+            self._process = subprocess.Popen([str(binary), "-c", str(config)], stderr=log)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise TimeoutError("nats-server did not start")
+
+    def signal(self, number: int) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGCONT)
+            self._process.terminate()
+            self._process.wait(10)
+
+
+@pytest.fixture
+def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
+    directory = tmp_path / "nats"
+    directory.mkdir()
+    server = NatsServer(directory)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, nats_server: NatsServer) -> Settings:
+    return Settings(home=tmp_path / "home", nats_url=nats_server.url)
+
+
+@pytest.fixture
+async def event_store(settings: Settings) -> AsyncIterator[JetStreamEventStore]:
+    async with jetstream.connect(settings, source="test") as store:
+        yield store
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("VLLM_BATCH_", "OPENAI_")):
+            monkeypatch.delenv(name)
+
+
