@@ -91,5 +91,3 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("VLLM_BATCH_", "OPENAI_")):
             monkeypatch.delenv(name)
-
-

@@ -57,4 +57,8 @@ def model_key(model: str) -> ModelKey:
 
 def is_token(value: str) -> bool:
     """Tell whether ``value`` could be one of our ids, and so is safe in a subject or a blob key."""
-    return 0 < len(value) <= 80 and value.isascii() and value.replace("-", "").replace("_", "").isalnum()
+    return (
+        0 < len(value) <= 80
+        and value.isascii()
+        and value.replace("-", "").replace("_", "").isalnum()
+    )

@@ -39,9 +39,12 @@ class Settings(BaseSettings):
 
     # Where things are
     home: Path = Field(default_factory=default_home, description="data of the embedded stack")
-    nats_url: str = Field("nats://127.0.0.1:4222", description="NATS server, or several, comma-separated")
+    nats_url: str = Field(
+        "nats://127.0.0.1:4222", description="NATS server, or several, comma-separated"
+    )
     postgres_dsn: SecretStr = Field(
-        SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"), description="projections' database"
+        SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
+        description="projections' database",
     )
     postgres_schema: str = Field("vllm_batch", pattern=r"^[a-z_][a-z0-9_]{0,62}$")
     blob_url: str = Field(
@@ -50,8 +53,12 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     # JetStream
-    events_replicas: int = Field(1, ge=1, le=5, description="copies of the event log; 3 in a cluster")
-    append_timeout_seconds: float = Field(15.0, gt=0, description="longest wait for one append, retries included")
+    events_replicas: int = Field(
+        1, ge=1, le=5, description="copies of the event log; 3 in a cluster"
+    )
+    append_timeout_seconds: float = Field(
+        15.0, gt=0, description="longest wait for one append, retries included"
+    )
     append_in_flight_max: int = Field(64, ge=1)
     telemetry_age_max_seconds: int = Field(24 * 3600, ge=60)
     telemetry_bytes_max: int = Field(256 * MIB, ge=MIB)
@@ -60,13 +67,19 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(4080, ge=0, le=65535)
     file_bytes_max: int = Field(512 * MIB, ge=1, description="largest upload of any purpose")
-    batch_file_bytes_max: int = Field(200 * MIB, ge=1, description="largest upload of purpose batch")
+    batch_file_bytes_max: int = Field(
+        200 * MIB, ge=1, description="largest upload of purpose batch"
+    )
     upload_bytes_max: int = Field(8 * 1024 * MIB, ge=1, description="largest multi-part upload")
     upload_part_bytes_max: int = Field(64 * MIB, ge=1)
     upload_expiry_seconds: int = Field(3600, ge=60)
-    batch_file_expiry_seconds: int = Field(30 * 24 * 3600, ge=3600, description="default for purpose batch")
+    batch_file_expiry_seconds: int = Field(
+        30 * 24 * 3600, ge=3600, description="default for purpose batch"
+    )
     body_bytes_max: int = Field(1 * MIB, ge=1024, description="largest JSON body of a call")
-    read_your_writes_seconds: float = Field(2.0, ge=0, description="longest wait for the projection")
+    read_your_writes_seconds: float = Field(
+        2.0, ge=0, description="longest wait for the projection"
+    )
     blob_free_bytes_min: int = Field(64 * MIB, ge=0, description="uploads are refused below this")
 
     # Gateway: orchestrator
@@ -75,31 +88,53 @@ class Settings(BaseSettings):
     request_bytes_max: int = Field(16 * MIB, ge=1024, description="longest line of a batch file")
     json_depth_max: int = Field(10_000, ge=50, le=50_000, description="deepest nesting of a line")
     validation_errors_max: int = Field(100, ge=1, description="errors listed on a failed batch")
-    chunk_requests_max: int = Field(256, ge=1, description="requests in one chunk (unit of leasing)")
+    chunk_requests_max: int = Field(
+        256, ge=1, description="requests in one chunk (unit of leasing)"
+    )
     chunk_bytes_max: int = Field(8 * MIB, ge=1024)
     completion_window_seconds_max: int = Field(30 * 24 * 3600, ge=60)
-    release_window_chunks: int = Field(4, ge=1, description="hints offered ahead per live worker and model")
+    release_window_chunks: int = Field(
+        4, ge=1, description="hints offered ahead per live worker and model"
+    )
     leader_lease_seconds: float = Field(3.0, ge=0.5)
-    lease_seconds: float = Field(10.0, ge=0.5, description="a worker unheard of for this long loses its leases")
-    cancel_grace_seconds: float = Field(5.0, ge=0, description="time for workers to hand in what is done")
-    segment_retention_seconds: int = Field(24 * 3600, ge=0, description="result segments kept after the end")
+    lease_seconds: float = Field(
+        10.0, ge=0.5, description="a worker unheard of for this long loses its leases"
+    )
+    cancel_grace_seconds: float = Field(
+        5.0, ge=0, description="time for workers to hand in what is done"
+    )
+    segment_retention_seconds: int = Field(
+        24 * 3600, ge=0, description="result segments kept after the end"
+    )
     reconcile_seconds: float = Field(1.0, gt=0)
 
     # GPU worker
     worker_name: str = Field(
-        default_factory=lambda: socket.gethostname(), pattern=r"^[A-Za-z0-9._-]{1,64}$", validate_default=False
+        default_factory=lambda: socket.gethostname(),
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        validate_default=False,
     )
     heartbeat_seconds: float = Field(2.0, gt=0)
     engine: Literal["vllm", "openai", "simulated"] = "simulated"
     model: str = Field("", description="Hugging Face id or local directory the engine loads")
     model_name: str = Field("", description="the name clients use; default: the last part of model")
-    engine_python: Path | None = Field(None, description="Python of the environment vLLM is installed in")
-    engine_args: tuple[str, ...] = Field((), description="extra arguments of the vLLM server, a JSON list")
-    engine_url: str = Field("", description="engine openai: base URL, e.g. http://127.0.0.1:8000/v1")
+    engine_python: Path | None = Field(
+        None, description="Python of the environment vLLM is installed in"
+    )
+    engine_args: tuple[str, ...] = Field(
+        (), description="extra arguments of the vLLM server, a JSON list"
+    )
+    engine_url: str = Field(
+        "", description="engine openai: base URL, e.g. http://127.0.0.1:8000/v1"
+    )
     engine_api_key: SecretStr = SecretStr("")
     engine_max_num_seqs: int = Field(128, ge=1, description="requests the engine runs at once")
-    engine_ready_seconds: float = Field(600.0, gt=0, description="longest wait for a starting engine")
-    in_flight_factor: float = Field(2.0, ge=1, le=8, description="requests in flight / engine_max_num_seqs")
+    engine_ready_seconds: float = Field(
+        600.0, gt=0, description="longest wait for a starting engine"
+    )
+    in_flight_factor: float = Field(
+        2.0, ge=1, le=8, description="requests in flight / engine_max_num_seqs"
+    )
     flush_seconds: float = Field(1.0, gt=0, description="checkpoint at least this often")
     flush_results: int = Field(64, ge=1, description="... or after this many results")
     request_timeout_seconds: float = Field(600.0, gt=0)
@@ -111,7 +146,9 @@ class Settings(BaseSettings):
     # Engine simulated (tests and benchmarks of what lies around the engine)
     simulated_latency_seconds: float = Field(0.0, ge=0)
     simulated_output_tokens: int = Field(8, ge=1)
-    simulated_error_rate: float = Field(0.0, ge=0, le=1, description="share of answers that are a 503")
+    simulated_error_rate: float = Field(
+        0.0, ge=0, le=1, description="share of answers that are a 503"
+    )
     simulated_seed: int = 0
 
     @model_validator(mode="after")

@@ -152,12 +152,12 @@ def evolve(state: Job | None, recorded: Recorded) -> Job:
         return Job(submitted=event, status=status, times={status: time})
     entered = _ENTERED.get(type(event))
     if state is None or entered is None:
-        raise Rejected(f"{event.TYPE} cannot be applied to {'no job' if state is None else 'a job'}")
+        raise Rejected(
+            f"{event.TYPE} cannot be applied to {'no job' if state is None else 'a job'}"
+        )
     # A stepping clock must not reorder the timestamps of a batch.
     latest = max((time, *state.times.values()))
-    changed = msgspec.structs.replace(
-        state, status=entered, times={**state.times, entered: latest}
-    )
+    changed = msgspec.structs.replace(state, status=entered, times={**state.times, entered: latest})
     if isinstance(event, JobStarted):
         return msgspec.structs.replace(changed, started=event)
     if isinstance(event, JobFailed):

@@ -56,8 +56,16 @@ class Follower:
             try:
                 async for batch in self._session():
                     yield batch
-            except (_Gap, nats.errors.Error, JetStreamError, TimeoutError, ConnectionError) as error:
-                log.debug("following anew", stream=self._stream, after=self.position, why=repr(error))
+            except (
+                _Gap,
+                nats.errors.Error,
+                JetStreamError,
+                TimeoutError,
+                ConnectionError,
+            ) as error:
+                log.debug(
+                    "following anew", stream=self._stream, after=self.position, why=repr(error)
+                )
                 if not isinstance(error, _Gap):
                     await asyncio.sleep(RETRY_SECONDS)
 

@@ -105,7 +105,9 @@ class JetStreamEventStore:
             pause = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
             pause *= random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
             if loop.time() + pause > deadline:
-                raise EventStoreUnavailable(f"{subject} was not acknowledged: {reason!r}") from reason
+                raise EventStoreUnavailable(
+                    f"{subject} was not acknowledged: {reason!r}"
+                ) from reason
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -145,7 +147,9 @@ class JetStreamEventStore:
                 )
             except (*_TRANSIENT, TimeoutError) as error:
                 if attempt == READ_ATTEMPTS - 1:
-                    raise EventStoreUnavailable(f"reading {subject} got no answer: {error!r}") from error
+                    raise EventStoreUnavailable(
+                        f"reading {subject} got no answer: {error!r}"
+                    ) from error
                 await asyncio.sleep(_BACKOFF_SECONDS[attempt])
         raise AssertionError("unreachable")
 

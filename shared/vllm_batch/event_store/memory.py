@@ -55,9 +55,7 @@ class MemoryEventStore:
             if last and (again := decode(self._log[last - 1][1], last)).id == event_id:
                 return again
             raise Conflict(f"{aggregate} is at {last}, not at {expected}")
-        payload = encode(
-            event, event_id=event_id, source=self._source, time=self._clock.now()
-        )
+        payload = encode(event, event_id=event_id, source=self._source, time=self._clock.now())
         async with self._grown:
             self._log.append((subject_names.of_event(event), payload))
             self._last[aggregate] = seq = len(self._log)

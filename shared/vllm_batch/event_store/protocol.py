@@ -34,9 +34,7 @@ class EventStore(Protocol):
         """Yield what is in the log now under ``subject`` (wildcards allowed), in order, in batches."""
         ...
 
-    def follow(
-        self, subjects: Sequence[str], *, after: int = 0
-    ) -> AsyncIterator[list[Recorded]]:
+    def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[list[Recorded]]:
         """Yield what is and what comes after sequence ``after``, in order, without gaps, for ever."""
         ...
 

@@ -46,7 +46,10 @@ class Connection:
         )
 
     async def _reconnected(self) -> None:
-        log.info("nats reconnected", server=str(self.client.connected_url and self.client.connected_url.netloc))
+        log.info(
+            "nats reconnected",
+            server=str(self.client.connected_url and self.client.connected_url.netloc),
+        )
         for callback in tuple(self.on_reconnect):
             callback()
 

@@ -1,0 +1,1 @@
+"""Read models in Postgres: disposable, rebuilt from the log at any time."""
