@@ -1,7 +1,8 @@
-"""The lines of a batch file and of its results: read by planner, worker and finalizer, written once each.
+"""The lines of a batch file and of its results: read by planner, worker and finalizer, written once
+each.
 
-Lines end at ``\\n`` only; blank lines are no requests. A request is known by its chunk and its index among the
-chunk's requests (from 0). What a body holds is passed on byte for byte.
+Lines end at ``\\n`` only; blank lines are no requests. A request is known by its chunk and its
+index among the chunk's requests (from 0). What a body holds is passed on byte for byte.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from vllm_batch.ids import JobId
 
 BOM = b"\xef\xbb\xbf"
 
-# str.splitlines() breaks at these although JSON allows them raw inside strings; escapes mean the same.
+# str.splitlines() breaks at these although JSON allows them raw inside strings; escapes mean the
+# same.
 _LINE_BREAKS = (
     (b"\xe2\x80\xa8", rb"\u2028"),
     (b"\xe2\x80\xa9", rb"\u2029"),
@@ -79,7 +81,8 @@ def response_line(
     job_id: JobId, chunk: int, index: int, *, custom_id: str, status_code: int, request_id: str,
     body: bytes,
 ) -> bytes:  # fmt: skip
-    """Return the result line of a request that was answered; ``body`` is the engine's JSON, kept as it is."""
+    """Return the result line of a request that was answered; ``body`` is the engine's JSON, kept as
+    it is."""
     if b"\n" in body or b"\r" in body:
         body = msgspec.json.format(body, indent=-1)
     response = _Response(status_code, request_id, msgspec.Raw(body))

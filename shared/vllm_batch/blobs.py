@@ -1,9 +1,10 @@
 """What is not an event: files, upload parts and result segments, in a blob store.
 
-A thin port over obstore: ``file://`` by default, ``s3://`` ``gs://`` ``az://`` when workers live on other
-machines. Keys are made of our ids and fixed words only: ``files/<file>``, ``uploads/<upload>/<part>``,
-``segments/<job>/<chunk>/<epoch>-<n>``. A put is atomic: the whole blob or nothing. On a local disk it is also
-synced before it returns, because an event may only point to what survives a power cut.
+A thin port over obstore: ``file://`` by default, ``s3://`` ``gs://`` ``az://`` when workers live on
+other machines. Keys are made of our ids and fixed words only: ``files/<file>``,
+``uploads/<upload>/<part>``, ``segments/<job>/<chunk>/<epoch>-<n>``. A put is atomic: the whole blob
+or nothing. On a local disk it is also synced before it returns, because an event may only point to
+what survives a power cut.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class BlobStore:
         self, key: str, *, start: int = 0, length: int | None = None
     ) -> AsyncIterator[bytes]:
         """Yield the bytes [start, start + length) in pieces of about STREAM_BYTES."""
-        options: dict[str, Any] = {}
+        options: Any = {}
         if length == 0:
             return
         if length is not None:

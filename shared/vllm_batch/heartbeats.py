@@ -1,4 +1,5 @@
-"""What a worker says of itself every few seconds, on ``worker.heartbeat.<worker>``: telemetry, not facts."""
+"""What a worker says of itself every few seconds, on ``worker.heartbeat.<worker>``: telemetry, not
+facts."""
 
 from __future__ import annotations
 

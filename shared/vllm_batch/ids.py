@@ -25,7 +25,8 @@ def new(prefix: str) -> str:
 
 
 def derived(prefix: str, *parts: str) -> str:
-    """Return the id that always belongs to ``parts``: a retry of the same deed names the same thing."""
+    """Return the id that always belongs to ``parts``: a retry of the same deed names the same
+    thing."""
     digest = hashlib.blake2b("\x1f".join(parts).encode(), digest_size=_RANDOM_BYTES)
     return prefix + digest.hexdigest()
 

@@ -1,7 +1,8 @@
 """Result segments: what a worker hands in at one checkpoint, and the finalizer puts in order.
 
-Layout: a 4-byte big-endian header length, a msgpack header with (indexes, failed flags, line lengths), then the
-finished result lines one after the other. Nothing in the lines has to be parsed to merge them.
+Layout: a 4-byte big-endian header length, a msgpack header with (indexes, failed flags, line
+lengths), then the finished result lines one after the other. Nothing in the lines has to be parsed
+to merge them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ _LENGTH = struct.Struct(">I")
 
 
 class Result(NamedTuple):
-    """One request's result: its index in the chunk, whether it belongs in the error file, its line."""
+    """One request's result: its index in the chunk, whether it belongs in the error file, its
+    line."""
 
     index: int
     failed: bool

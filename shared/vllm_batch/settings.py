@@ -1,7 +1,8 @@
 """Every limit and address of the system, named once, with its default.
 
-Read from the environment with the prefix ``VLLM_BATCH_`` and from ``<home>/settings.toml``; the environment
-wins. Built once in a process's main and passed down; nothing reads the environment later.
+Read from the environment with the prefix ``VLLM_BATCH_`` and from ``<home>/settings.toml``; the
+environment wins. Built once in a process's main and passed down; nothing reads the environment
+later.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Settings(BaseSettings):
 
     # GPU worker
     worker_name: str = Field(
-        default_factory=lambda: socket.gethostname(),
+        default_factory=socket.gethostname,
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
         validate_default=False,
     )

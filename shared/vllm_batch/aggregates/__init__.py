@@ -1,1 +1,2 @@
-"""The rules: pure functions ``evolve(state, recorded) -> state`` and ``decide(state, command) -> event``."""
+"""The rules: pure functions ``evolve(state, recorded) -> state`` and ``decide(state, command) ->
+event``."""

@@ -5,14 +5,14 @@
                       │ └──close──► CLOSED ◄─close─┘ │
                       └────────────release───────────┘
 
-Only the holder of the current epoch can record, complete or be released; everybody else has lost the
-lease. A lease is never taken over in place: it is released first, so each takeover is on record.
+Only the holder of the current epoch can record, complete or be released; everybody else has lost
+the lease. A lease is never taken over in place: it is released first, so each takeover is on record.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -157,23 +157,29 @@ def decide(state: Chunk | None, command: Command) -> Event:
         return command.event
     if state is None:
         raise Rejected("there is no such chunk")
-    name = {"job_id": state.planned.job_id, "chunk": state.planned.chunk}
+    job_id, number = state.planned.job_id, state.planned.chunk
     match command:
         case Lease(worker_id):
             if state.status is not ChunkStatus.READY:
                 raise LeaseLost(f"the chunk is {state.status}, not ready")
-            return ChunkLeased(**name, epoch=state.epoch + 1, worker_id=worker_id)
+            return ChunkLeased(
+                job_id=job_id, chunk=number, epoch=state.epoch + 1, worker_id=worker_id
+            )
         case Record() | Complete():
             return _record(state, command)
         case Release(epoch, reason):
             _check_epoch(state, epoch)
-            return ChunkReleased(**name, epoch=epoch, reason=reason)
+            return ChunkReleased(job_id=job_id, chunk=number, epoch=epoch, reason=reason)
         case Close(reason):
-            if state.status is ChunkStatus.CLOSED:
-                raise AlreadyDone("the chunk is already closed")
-            if state.terminal:
-                raise Rejected("the chunk is already completed")
-            return ChunkClosed(**name, reason=reason)
+            return _close(state, reason)
+
+
+def _close(state: Chunk, reason: Literal["cancelled", "expired"]) -> Event:
+    if state.status is ChunkStatus.CLOSED:
+        raise AlreadyDone("the chunk is already closed")
+    if state.terminal:
+        raise Rejected("the chunk is already completed")
+    return ChunkClosed(job_id=state.planned.job_id, chunk=state.planned.chunk, reason=reason)
 
 
 def _check_epoch(state: Chunk, epoch: int) -> None:
@@ -194,7 +200,19 @@ def _record(state: Chunk, command: Record | Complete) -> Event:
         raise Rejected(f"{recorded} results for {state.planned.count} requests")
     if isinstance(command, Complete) and recorded != state.planned.count:
         raise Rejected(f"only {recorded} of {state.planned.count} requests have a result")
-    totals = {
+    if isinstance(command, Complete):
+        return _recorded(ChunkCompleted, state, command, completed, failed)
+    return _recorded(ChunkProgressed, state, command, completed, failed)
+
+
+def _recorded(
+    cls: type[ChunkCompleted] | type[ChunkProgressed],
+    state: Chunk,
+    command: Record | Complete,
+    completed: int,
+    failed: int,
+) -> Event:
+    fields: dict[str, Any] = {
         "job_id": state.planned.job_id,
         "chunk": state.planned.chunk,
         "epoch": command.epoch,
@@ -202,8 +220,6 @@ def _record(state: Chunk, command: Record | Complete) -> Event:
         "completed": completed,
         "failed": failed,
         "usage": state.usage + command.usage,
-        "segment": segment,
+        "segment": command.segment,
     }
-    if isinstance(command, Complete):
-        return ChunkCompleted(**totals)
-    return ChunkProgressed(**totals)
+    return cls(**fields)

@@ -6,8 +6,8 @@
                           │ └───────cancel─────┴───cancel───────► CANCELLING ─►┘ (both by finalize)
                           └─close window─► EXPIRING
 
-A cancel in EXPIRING or FINALIZING comes too late and is refused, as the window closing is in CANCELLING.
-COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
+A cancel in EXPIRING or FINALIZING comes too late and is refused, as is the window's end in
+CANCELLING. COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
 """
 
 from __future__ import annotations
@@ -128,6 +128,20 @@ _ENDINGS: dict[Outcome, type[JobCompleted | JobExpired | JobCancelled]] = {
     "expired": JobExpired,
     "cancelled": JobCancelled,
 }
+_OUTCOMES: dict[JobStatus, Outcome] = {
+    JobStatus.RUNNING: "completed",
+    JobStatus.CANCELLING: "cancelled",
+    JobStatus.EXPIRING: "expired",
+}
+_OPEN = frozenset({JobStatus.VALIDATING, JobStatus.RUNNING})
+# Command: the statuses in which it is already done, and those in which it is allowed.
+_EDGES: dict[type, tuple[frozenset[JobStatus], frozenset[JobStatus]]] = {
+    Start: (frozenset(), frozenset({JobStatus.VALIDATING})),
+    Fail: (frozenset({JobStatus.FAILED}), frozenset({JobStatus.VALIDATING})),
+    Cancel: (frozenset({JobStatus.CANCELLING, JobStatus.CANCELLED}), _OPEN),
+    CloseWindow: (frozenset({JobStatus.EXPIRING, JobStatus.EXPIRED}), _OPEN),
+    Finalize: (frozenset({JobStatus.FINALIZING}), frozenset(_OUTCOMES)),
+}
 _ENTERED = {
     JobStarted: JobStatus.RUNNING,
     JobFailed: JobStatus.FAILED,
@@ -188,49 +202,25 @@ def decide(state: Job | None, command: Command) -> Event:
 
 
 def _advance(state: Job, command: Start | Fail | Cancel | CloseWindow | Finalize) -> Event:
-    status, job_id = state.status, state.job_id
+    already, allowed = _EDGES[type(command)]
+    job_id, status = state.job_id, state.status
+    if status in already or (isinstance(command, Start) and state.started is not None):
+        raise AlreadyDone(f"job {job_id} is already {status}")
+    if isinstance(command, Cancel) and state.outcome == "cancelled":
+        raise AlreadyDone(f"job {job_id} is already cancelled")
+    if status not in allowed:
+        raise Rejected(f"job {job_id} is {status}: {type(command).__name__} is not possible")
     match command:
         case Start(total, chunks, model):
-            if state.started is not None:
-                raise AlreadyDone(f"job {job_id} is already started")
-            if status is JobStatus.VALIDATING:
-                return JobStarted(job_id=job_id, total=total, chunks=chunks, model=model)
+            return JobStarted(job_id=job_id, total=total, chunks=chunks, model=model)
         case Fail(errors, error_count):
-            if status is JobStatus.FAILED:
-                raise AlreadyDone(f"job {job_id} is already failed")
-            if status is JobStatus.VALIDATING:
-                return JobFailed(job_id=job_id, errors=errors, error_count=error_count)
+            return JobFailed(job_id=job_id, errors=errors, error_count=error_count)
         case Cancel():
-            if status in {JobStatus.CANCELLING, JobStatus.CANCELLED} or (
-                status is JobStatus.FINALIZING and state.outcome == "cancelled"
-            ):
-                raise AlreadyDone(f"job {job_id} is already cancelled")
-            if status in {JobStatus.VALIDATING, JobStatus.RUNNING}:
-                return JobCancelRequested(job_id=job_id)
+            return JobCancelRequested(job_id=job_id)
         case CloseWindow():
-            if status in {JobStatus.EXPIRING, JobStatus.EXPIRED}:
-                raise AlreadyDone(f"the window of job {job_id} is already closed")
-            if status in {JobStatus.VALIDATING, JobStatus.RUNNING}:
-                return JobWindowClosed(job_id=job_id)
+            return JobWindowClosed(job_id=job_id)
         case Finalize():
-            return _finalize(state)
-    raise Rejected(f"job {job_id} is {status}: {type(command).__name__} is not possible")
-
-
-def _finalize(state: Job) -> Event:
-    outcome: Outcome
-    match state.status:
-        case JobStatus.RUNNING:
-            outcome = "completed"
-        case JobStatus.CANCELLING:
-            outcome = "cancelled"
-        case JobStatus.EXPIRING:
-            outcome = "expired"
-        case JobStatus.FINALIZING:
-            raise AlreadyDone(f"job {state.job_id} is already finalizing")
-        case _:
-            raise Rejected(f"job {state.job_id} is {state.status}: Finalize is not possible")
-    return JobFinalizing(job_id=state.job_id, outcome=outcome)
+            return JobFinalizing(job_id=job_id, outcome=_OUTCOMES[status])
 
 
 def _finish(state: Job, command: Finish) -> Event:

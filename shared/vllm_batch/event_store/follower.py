@@ -1,8 +1,9 @@
 """Following a stream in order and without gaps: an ordered push consumer that heals itself.
 
-The server numbers what it sends to a consumer. Any gap in those numbers, silence for longer than the heartbeats
-allow, or a reconnect leads to a fresh consumer from the last sequence that was seen. Flow control is answered
-only after a batch was taken, so a slow reader holds the server back and memory stays bounded.
+The server numbers what it sends to a consumer. Any gap in those numbers, silence for longer than
+the heartbeats allow, or a reconnect leads to a fresh consumer from the last sequence that was seen.
+Flow control is answered only after a batch was taken, so a slow reader holds the server back and
+memory stays bounded.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BATCH_EVENTS_MAX = 2000
 Raw = tuple[int, bytes]
 
 
-class _Gap(Exception):  # noqa: N818 - a signal inside this room, never seen outside
+class _Gap(Exception):
     """The consumer's numbering broke, or it went silent."""
 
 
@@ -144,8 +145,8 @@ class Follower:
         if message.headers and message.headers.get("Status") == "100":
             self._receive_status(message)
             return
-        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>, or with
-        # <domain>.<account> after ACK and a random token at the end.
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<timestamp>.<pending>,
+        # or with <domain>.<account> after ACK and a random token at the end.
         tokens = message.reply.split(".")
         first = 5 if len(tokens) == 9 else 7
         if int(tokens[first + 1]) != self._next_number:

@@ -1,7 +1,7 @@
 """The event store over NATS JetStream.
 
-Writes with ``Nats-Expected-Last-Subject-Sequence`` over the aggregate's wildcard (nats-server >= 2.12), reads
-by direct get in batches, follows with an ordered push consumer of its own.
+Writes with ``Nats-Expected-Last-Subject-Sequence`` over the aggregate's wildcard (nats-server >=
+2.12), reads by direct get in batches, follows with an ordered push consumer of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import StreamInfo
 from nats.js.errors import APIError, NoStreamResponseError
 
 from vllm_batch import ids
@@ -112,9 +113,11 @@ class JetStreamEventStore:
         raise AssertionError("unreachable")
 
     async def _recorded_before(self, event: Event, event_id: EventId) -> int:
-        """Return the sequence if the aggregate's last event is this very one (a lost acknowledgement).
+        """Return the sequence if the aggregate's last event is this very one (a lost
+        acknowledgement).
 
-        On R1 a retry is answered with "wrong last sequence" rather than "duplicate" (seen with 2.15.1).
+        On R1 a retry is answered with "wrong last sequence" rather than "duplicate" (seen with
+        2.15.1).
         """
         subject = subjects.of_aggregate(event)
         try:
@@ -202,7 +205,7 @@ class JetStreamEventStore:
         info = await self._stream_info()
         return str(info.created)
 
-    async def _stream_info(self):  # type: ignore[no-untyped-def]  # nats-py publishes no types
+    async def _stream_info(self) -> StreamInfo:
         for attempt in range(READ_ATTEMPTS):
             try:
                 return await self.js.stream_info(topology.EVENTS)
@@ -215,7 +218,8 @@ class JetStreamEventStore:
 
 @asynccontextmanager
 async def connect(settings: Settings, *, source: str) -> AsyncIterator[JetStreamEventStore]:
-    """Yield a connected event store whose streams exist. ``source`` names the process in its events.
+    """Yield a connected event store whose streams exist. ``source`` names the process in its
+    events.
 
     Raises:
         EventStoreUnavailable: no NATS server answers.

@@ -1,4 +1,5 @@
-"""The event store's twin in memory: same contract, no server. For unit tests of what stands on it."""
+"""The event store's twin in memory: same contract, no server. For unit tests of what stands on
+it."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ BATCH_EVENTS_MAX = 1000
 def matches(pattern: str, subject: str) -> bool:
     """Tell whether a NATS wildcard ``pattern`` covers ``subject``."""
     wanted, given = pattern.split("."), subject.split(".")
-    for index, token in enumerate(wanted):
-        if token == ">":
+    for index, part in enumerate(wanted):
+        if part == ">":
             return len(given) > index
-        if index >= len(given) or token not in {"*", given[index]}:
+        if index >= len(given) or part not in {"*", given[index]}:
             return False
     return len(wanted) == len(given)
 

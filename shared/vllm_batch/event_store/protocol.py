@@ -22,7 +22,8 @@ class EventStore(Protocol):
     ) -> Recorded:
         """Record ``event`` if its aggregate's last sequence is ``expected`` (0: it must be new).
 
-        Survives lost acknowledgements: an append that already happened is found again, not repeated.
+        Survives lost acknowledgements: an append that already happened is found again, not
+        repeated.
 
         Raises:
             Conflict: the aggregate has moved on.
@@ -31,11 +32,13 @@ class EventStore(Protocol):
         ...
 
     def read(self, subject: str, *, after: int = 0) -> AsyncIterator[list[Recorded]]:
-        """Yield what is in the log now under ``subject`` (wildcards allowed), in order, in batches."""
+        """Yield what is in the log now under ``subject`` (wildcards allowed), in order, in
+        batches."""
         ...
 
     def follow(self, subjects: Sequence[str], *, after: int = 0) -> AsyncIterator[list[Recorded]]:
-        """Yield what is and what comes after sequence ``after``, in order, without gaps, for ever."""
+        """Yield what is and what comes after sequence ``after``, in order, without gaps, for
+        ever."""
         ...
 
     async def last_sequence(self) -> int:
@@ -43,7 +46,8 @@ class EventStore(Protocol):
         ...
 
     async def identity(self) -> str:
-        """Return what tells this log from every other one (it changes when the log is made anew)."""
+        """Return what tells this log from every other one (it changes when the log is made
+        anew)."""
         ...
 
 
@@ -68,7 +72,8 @@ async def append_decided(
     evolve: Callable[[State | None, Recorded], State],
     decide: Callable[[State | None], Event],
 ) -> tuple[Recorded, State]:
-    """Load the aggregate under ``subject``, decide, append; on a conflict read again and decide anew.
+    """Load the aggregate under ``subject``, decide, append; on a conflict read again and decide
+    anew.
 
     Raises:
         Rejected: the rules refuse (see the ``decide`` given).

@@ -1,4 +1,5 @@
-"""Facts. Frozen structs, one module per aggregate; the envelope; upcasters; the registry of all of them."""
+"""Facts. Frozen structs, one module per aggregate; the envelope; upcasters; the registry of all of
+them."""
 
 from vllm_batch.events.apikey import ApiKeyCreated, ApiKeyRevoked
 from vllm_batch.events.base import Event, Usage

@@ -15,7 +15,8 @@ class _ApiKeyEvent(Event, frozen=True, kw_only=True):
 
 
 class ApiKeyCreated(_ApiKeyEvent, frozen=True, kw_only=True):
-    """A key was made; ``prefix`` is its visible beginning, ``sha256`` the hex digest of the whole."""
+    """A key was made; ``prefix`` is its visible beginning, ``sha256`` the hex digest of the
+    whole."""
 
     TYPE: ClassVar[str] = "apikey.created"
 

@@ -10,8 +10,8 @@ import msgspec
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A fact. Never renamed, never edited: a new version and an upcaster instead.
 
-    ``TYPE`` is ``<noun>.<verb_past>``; ``AGGREGATE`` names the fields that identify the aggregate, so that
-    the subject is ``<noun>.<verb>.<id>[.<sub id>]``.
+    ``TYPE`` is ``<noun>.<verb_past>``; ``AGGREGATE`` names the fields that identify the aggregate,
+    so that the subject is ``<noun>.<verb>.<id>[.<sub id>]``.
     """
 
     TYPE: ClassVar[str]

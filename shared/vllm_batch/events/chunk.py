@@ -50,7 +50,8 @@ class ChunkLeased(_ChunkEvent, frozen=True, kw_only=True):
 
 
 class _ChunkRecorded(_ChunkEvent, frozen=True, kw_only=True):
-    """``completed``, ``failed`` and ``usage`` are totals of the chunk over all epochs, not increments."""
+    """``completed``, ``failed`` and ``usage`` are totals of the chunk over all epochs, not
+    increments."""
 
     epoch: int
     worker_id: WorkerId
@@ -68,7 +69,8 @@ class ChunkProgressed(_ChunkRecorded, frozen=True, kw_only=True):
 
 
 class ChunkCompleted(_ChunkRecorded, frozen=True, kw_only=True):
-    """Every request of the chunk has a result. ``segment`` is the last one, if anything was left."""
+    """Every request of the chunk has a result. ``segment`` is the last one, if anything was
+    left."""
 
     TYPE: ClassVar[str] = "chunk.completed"
 

@@ -15,7 +15,8 @@ class _FileEvent(Event, frozen=True, kw_only=True):
 
 
 class FileUploaded(_FileEvent, frozen=True, kw_only=True):
-    """A user's file is stored. ``lines`` counts newline-ended and last lines; times in Unix seconds."""
+    """A user's file is stored. ``lines`` counts newline-ended and last lines; times in Unix
+    seconds."""
 
     TYPE: ClassVar[str] = "file.uploaded"
 

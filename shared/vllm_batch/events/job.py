@@ -106,7 +106,8 @@ class JobExpired(_JobEnded, frozen=True, kw_only=True):
 
 
 class JobCancelled(_JobEnded, frozen=True, kw_only=True):
-    """The user cancelled first; the files hold what was done and ``batch_cancelled`` for the rest."""
+    """The user cancelled first; the files hold what was done and ``batch_cancelled`` for the
+    rest."""
 
     TYPE: ClassVar[str] = "job.cancelled"
 

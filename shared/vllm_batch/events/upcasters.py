@@ -1,7 +1,7 @@
 """From an old version of an event's data to the next one, applied in steps when reading.
 
-``UPCASTERS[type, version]`` takes the data as it was written under ``version`` (a plain mapping) and
-returns it as ``version + 1`` has it. None is needed yet: every event is at version 1.
+``UPCASTERS[type, version]`` takes the data as it was written under ``version`` (a plain mapping)
+and returns it as ``version + 1`` has it. None is needed yet: every event is at version 1.
 """
 
 from __future__ import annotations

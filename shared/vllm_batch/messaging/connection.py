@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import nats
 import structlog
@@ -14,7 +15,8 @@ from vllm_batch.settings import Settings
 log = structlog.get_logger(__name__)
 
 PING_INTERVAL_SECONDS = 3
-RECONNECT_WAIT_SECONDS = 0.25
+# nats-py declares an int and sleeps for what it gets; a quarter of a second is what we want.
+RECONNECT_WAIT_SECONDS: Any = 0.25
 CONNECT_TIMEOUT_SECONDS = 5
 
 

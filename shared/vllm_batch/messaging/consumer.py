@@ -1,7 +1,8 @@
 """Hints about chunks that may be leased, and the only place that acks.
 
-A hint is acked as soon as its chunk is leased (or is not to be had): the lease lives in the event log, and a
-hint that is lost or doubled does no harm, because the scheduler offers again what stays unleased.
+A hint is acked as soon as its chunk is leased (or is not to be had): the lease lives in the event
+log, and a hint that is lost or doubled does no harm, because the scheduler offers again what stays
+unleased.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who of several equal processes does the work: a lease in a NATS key-value bucket.
 
-The entry's revision is the fencing token, and it only grows. Being leader saves work that would be done twice;
-safety never depends on it, since every append is fenced by the event log itself.
+The entry's revision is the fencing token, and it only grows. Being leader saves work that would be
+done twice; safety never depends on it, since every append is fenced by the event log itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ BUCKET = "LEADERS"
 
 
 class Leadership:
-    """Runs a duty while this process is the leader of ``role``; a standby takes over within a lease."""
+    """Runs a duty while this process is the leader of ``role``; a standby takes over within a
+    lease."""
 
     def __init__(self, js: JetStreamContext, settings: Settings, *, role: str, owner: str) -> None:
         self._js = js

@@ -1,8 +1,8 @@
 """Streams and consumers as data, and bringing a server to them.
 
-EVENTS is the truth: limits retention, no age, nothing deleted, full means refuse. WORK holds hints only.
-TELEMETRY is aged and bounded. ``worker.heartbeat`` and ``worker.log`` belong to TELEMETRY, so EVENTS names
-a worker's lifecycle events one by one.
+EVENTS is the truth: limits retention, no age, nothing deleted, full means refuse. WORK holds hints
+only. TELEMETRY is aged and bounded. ``worker.heartbeat`` and ``worker.log`` belong to TELEMETRY, so
+EVENTS names a worker's lifecycle events one by one.
 """
 
 from __future__ import annotations
@@ -89,10 +89,11 @@ def work_consumer(key: ModelKey) -> ConsumerConfig:
 
 
 async def ensure_streams(js: JetStreamContext, settings: Settings) -> None:
-    """Create the streams that are missing and update those that differ. Safe to run anywhere, any time."""
+    """Create the streams that are missing and update those that differ. Safe to run anywhere, any
+    time."""
     for wanted in streams(settings):
         try:
-            existing = (await js.stream_info(wanted.name)).config
+            existing = (await js.stream_info(str(wanted.name))).config
         except NotFoundError:
             try:
                 await js.add_stream(wanted)
