@@ -1,0 +1,1 @@
+"""The embedded stack: NATS, Postgres and every service on one machine under one supervisor."""

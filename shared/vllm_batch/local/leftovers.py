@@ -1,0 +1,67 @@
+"""Finds and ends processes that an earlier stack on the same home, or a dead service, left behind.
+
+Every child inherits ``VLLM_BATCH_STACK_MARK=<home>:<service>`` in its environment. Whoever holds the home's
+lock knows that a marked process it did not start is a leftover. Programs that overwrite their
+environment for a nicer process title are found by the pid and start time in the state file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+MARK_VARIABLE = "VLLM_BATCH_STACK_MARK"
+_PROC = Path("/proc")
+_START_TIME_SLACK_SECONDS = 0.05
+
+
+def end_marked(mark: str) -> list[int]:
+    """SIGKILL every process marked ``mark``, or ``mark:…``; returns their pids. Never ends the caller."""
+    found = [pid for pid in marked(mark) if pid != os.getpid()]
+    for pid in found:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return found
+
+
+def marked(mark: str) -> list[int]:
+    """Return the pids of the processes marked ``mark`` or ``mark:<service>``."""
+    wanted = f"{MARK_VARIABLE}={mark}".encode()
+    found = []
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # gone meanwhile, or somebody else's
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                if any(v == wanted or v.startswith(wanted + b":") for v in variables):
+                    found.append(int(entry.name))
+    return found
+
+
+def started_at(pid: int) -> float | None:
+    """Return the Unix time at which ``pid`` was created, None when it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return None
+
+
+def is_same(pid: int, started: float | None) -> bool:
+    """Tell whether ``pid`` still is the process that was created at ``started``."""
+    now = started_at(pid)
+    return now is not None and started is not None and abs(now - started) < _START_TIME_SLACK_SECONDS
+
+
+def end_recorded(processes: Iterable[tuple[int, float | None]]) -> list[int]:
+    """SIGKILL the process groups of recorded children that are still the same; returns their pids."""
+    ended = []
+    for pid, started in processes:
+        if is_same(pid, started):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+                ended.append(pid)
+    return ended

@@ -1,0 +1,298 @@
+"""Keeps one service running: start, wait until ready, restart with backoff, stop with its whole process group.
+
+Runs on the supervisor's event loop. Owns the child process, its notification socket and its log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vllm_batch.errors import StackError
+from vllm_batch.local import exec_child
+from vllm_batch.local.leftovers import MARK_VARIABLE, end_marked, started_at
+from vllm_batch.local.log_file import LogFile
+from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceState, ServiceStatus
+
+_PROBE_SECONDS = 0.05
+_PROBE_SECONDS_MAX = 0.5
+_KILL_SECONDS = 5.0
+_FIRST_START_DEATHS_MAX = 3
+
+
+class SupervisedService:
+    """A program that is restarted for as long as it is wanted."""
+
+    def __init__(
+        self,
+        spec: ServiceSpec,
+        *,
+        mark: str,
+        log_path: Path,
+        socket_dir: Path,
+        backoff: Backoff,
+        rng: random.Random,
+        changed: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.log = LogFile(log_path)
+        self._mark = f"{mark}:{spec.name}"
+        self._socket_path = socket_dir / f"{spec.name}.notify"
+        self._backoff = backoff
+        self._rng = rng
+        self._changed = changed
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output = -1
+        self._exited = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._first_failure: str | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._notifications: socket.socket | None = None
+        self._deaths = 0
+        self._ever_ready = False
+        self._restarts = 0
+        self._state = ServiceState.WAITING
+        self._since = time.time()
+        self._status = ""
+        self._started: float | None = None
+
+    @property
+    def status(self) -> ServiceStatus:
+        """The service as it is now."""
+        pid = self._process.pid if self._process and not self._exited.is_set() else None
+        return ServiceStatus(
+            name=self.spec.name,
+            state=self._state,
+            pid=pid,
+            port=self.spec.port,
+            restarts=self._restarts,
+            since=self._since,
+            status=self._status,
+            started=self._started if pid else None,
+        )
+
+    async def start(self) -> None:
+        """Start it and wait until it is ready. Raises StackError with the log's last lines."""
+        self._listen()
+        self._wanted.set()
+        self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.spec.name}")
+        ready = asyncio.create_task(self._ready.wait())
+        done, _ = await asyncio.wait(
+            {ready, self._task}, timeout=self.spec.ready_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if ready in done:
+            return
+        ready.cancel()
+        why = self._first_failure or f"was not ready within {self.spec.ready_seconds:g} s"
+        raise StackError(f"{self.spec.name} {why}; its log ends with:\n{self.last_words()}")
+
+    async def stop(self) -> None:
+        """End it: the polite signal, then the process group by force. Returns when nothing is left."""
+        self._stopping.set()
+        self._wanted.set()
+        if self._process and not self._exited.is_set():
+            self._set(ServiceState.STOPPING)
+            self._signal(self.spec.stop_signal)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._exited.wait(), self.spec.stop_seconds)
+            if not self._exited.is_set():
+                self.log.note(f"did not stop within {self.spec.stop_seconds:g} s; killing it")
+                self._kill_group()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._exited.wait(), _KILL_SECONDS)
+        if self._task:
+            await asyncio.wait({self._task}, timeout=_KILL_SECONDS)
+        self._unlisten()
+        self._set(ServiceState.STOPPED, "")
+        self.log.close()
+
+    def hold(self, number: signal.Signals) -> None:
+        """Send ``number`` and do not start it again before ``release``."""
+        self._wanted.clear()
+        self._ready.clear()
+        self._signal(number)
+
+    def release(self) -> None:
+        """Let a held service run again."""
+        self._deaths = 0
+        self._wanted.set()
+
+    async def wait_ready(self) -> None:
+        """Wait until it is ready (now or after a restart)."""
+        await self._ready.wait()
+
+    def last_words(self) -> str:
+        """Return the last lines of its log."""
+        return "\n".join(f"  {line}" for line in self.log.tail) or "  (it printed nothing)"
+
+    async def _keep_running(self) -> None:
+        while not self._stopping.is_set():
+            await self._wanted.wait()
+            if self._stopping.is_set():
+                return
+            self._spawn()
+            readiness = asyncio.create_task(self._await_ready())
+            ready_since = await self._until_exit()
+            readiness.cancel()
+            self._after_exit()
+            if self._stopping.is_set():
+                return
+            if not self._wanted.is_set():
+                self._set(ServiceState.HELD)
+                continue
+            self._deaths = 1 if ready_since > self._backoff.stable else self._deaths + 1
+            if self._restarts == 0 and not self._ever_ready and self._deaths >= _FIRST_START_DEATHS_MAX:
+                self._first_failure = f"{self._status} {self._deaths} times while starting"
+                self._set(ServiceState.STOPPED)
+                return
+            await self._pause()
+
+    async def _pause(self) -> None:
+        looping = self._deaths >= self._backoff.crash_loop_after
+        self._set(ServiceState.CRASH_LOOPING if looping else ServiceState.BACKOFF)
+        delay = self._backoff.delay(self._deaths, self._rng.random())
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), delay)
+        if self._ever_ready:
+            self._restarts += 1
+
+    async def _until_exit(self) -> float:
+        """Wait for the process to end; returns how many seconds it had been ready."""
+        await self._exited.wait()
+        if self._state is not ServiceState.READY:
+            return 0.0
+        return time.time() - self._since
+
+    def _spawn(self) -> None:
+        if self.spec.prepare:
+            self.spec.prepare()
+        environment = {
+            **os.environ,
+            **self.spec.env,
+            MARK_VARIABLE: self._mark,
+            "NOTIFY_SOCKET": str(self._socket_path),
+        }
+        wrapper = (
+            sys.executable, "-I", "-S", exec_child.__file__, str(os.getpid()),
+            str(int(self.spec.death_signal)), str(self.spec.uid), str(self.spec.gid),
+        )  # fmt: skip
+        self._exited = asyncio.Event()
+        self._process = subprocess.Popen(
+            (*wrapper, *self.spec.argv),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=self.spec.cwd,
+            start_new_session=True,
+        )
+        self._started = started_at(self._process.pid)
+        assert self._process.stdout is not None
+        self.log.note(f"started, pid {self._process.pid}")
+        self._output = os.dup(self._process.stdout.fileno())
+        self.log.follow(self._output)
+        self._process.stdout.close()
+        self._set(ServiceState.STARTING, "")
+        threading.Thread(
+            target=_reap,
+            args=(self._process, asyncio.get_running_loop(), self._exited),
+            name=f"reap {self.spec.name}",
+            daemon=True,
+        ).start()
+
+    async def _await_ready(self) -> None:
+        if self.spec.probe is None:
+            return  # it notifies
+        pause = _PROBE_SECONDS
+        while not await self.spec.probe():
+            await asyncio.sleep(pause)
+            pause = min(_PROBE_SECONDS_MAX, pause * 1.2)
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        if self._state is ServiceState.STARTING:
+            self._ever_ready = True
+            self._set(ServiceState.READY)
+            self._ready.set()
+
+    def _after_exit(self) -> None:
+        assert self._process is not None
+        self._ready.clear()
+        code = self._process.returncode
+        self._status = _why(code)
+        self.log.unfollow(self._output)
+        self.log.note(f"pid {self._process.pid} {self._status}")
+        self._kill_group()
+        end_marked(self._mark)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process and not self._exited.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+
+    def _kill_group(self) -> None:
+        if self._process:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _set(self, state: ServiceState, status: str | None = None) -> None:
+        if state is not self._state:
+            self._state = state
+            self._since = time.time()
+        if status is not None:
+            self._status = status
+        self._changed()
+
+    def _listen(self) -> None:
+        self._socket_path.unlink(missing_ok=True)
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        receiver.setblocking(False)
+        receiver.bind(str(self._socket_path))
+        self._notifications = receiver
+        asyncio.get_running_loop().add_reader(receiver, self._notified)
+
+    def _unlisten(self) -> None:
+        if self._notifications:
+            asyncio.get_running_loop().remove_reader(self._notifications)
+            self._notifications.close()
+            self._notifications = None
+            self._socket_path.unlink(missing_ok=True)
+
+    def _notified(self) -> None:
+        assert self._notifications is not None
+        with contextlib.suppress(BlockingIOError):
+            message = self._notifications.recv(65_536).decode(errors="replace")
+            fields = dict(line.split("=", 1) for line in message.splitlines() if "=" in line)
+            if "STATUS" in fields:
+                self._set(self._state, fields["STATUS"])
+            if fields.get("READY") == "1" and self.spec.probe is None:
+                self._become_ready()
+
+
+def _reap(
+    process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, exited: asyncio.Event
+) -> None:
+    process.wait()
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+        loop.call_soon_threadsafe(exited.set)
+
+
+def _why(code: int | None) -> str:
+    if code is None:
+        return "vanished"
+    if code < 0:
+        with contextlib.suppress(ValueError):
+            return f"was ended by {signal.Signals(-code).name}"
+    return f"exited with code {code}"

@@ -1,0 +1,398 @@
+"""The embedded stack as one object: start it, look at it, kill parts of it, stop it.
+
+Used by the CLI and by tests alike. Runs its supervisor on an event loop in a thread of its own, so the
+methods here are plain functions that may be called from anywhere (from a coroutine: in a thread).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import ValidationError
+
+from vllm_batch.errors import StackError
+from vllm_batch.local import leftovers, ports, state
+from vllm_batch.local.api_key import ensure_api_key
+from vllm_batch.local.engine import EngineChoice, prepare_engine
+from vllm_batch.local.home import Home
+from vllm_batch.local.nats import nats_spec
+from vllm_batch.local.postgres import postgres_spec
+from vllm_batch.local.programs import api_spec, environment_of, orchestrator_spec, worker_spec
+from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceState, ServiceStatus
+from vllm_batch.local.supervisor import Supervisor
+from vllm_batch.settings import Settings
+
+DEFAULT_PORT = 4080
+EngineName = Literal["vllm", "openai", "simulated"]
+ALL_ROLES = frozenset({"nats", "postgres", "api", "orchestrator", "worker"})
+_SERVERS = frozenset({"nats", "postgres"})
+T = TypeVar("T")
+
+
+class ServiceHandle:
+    """One service of a running stack."""
+
+    def __init__(self, stack: LocalStack, name: str) -> None:
+        self._stack = stack
+        self.name = name
+
+    @property
+    def status(self) -> ServiceStatus:
+        """State, pid, port, number of restarts and what the service says of itself."""
+        return next(s for s in self._stack.services() if s.name == self.name)
+
+    @property
+    def pid(self) -> int:
+        """The process id. Raises StackError while it is not running."""
+        pid = self.status.pid
+        if pid is None:
+            raise StackError(f"{self.name} is not running")
+        return pid
+
+    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the process, which the supervisor restarts if it dies; returns the pid."""
+        pid = self.pid
+        os.kill(pid, number)
+        return pid
+
+    def kill_group(self, number: signal.Signals = signal.SIGKILL) -> int:
+        """Send a signal to the process and those it started in its group; returns the pid."""
+        pid = self.pid
+        os.killpg(pid, number)
+        return pid
+
+    def hold(self, number: signal.Signals = signal.SIGKILL) -> None:
+        """End it and keep it down until ``release``."""
+        self._stack.on_loop(lambda supervisor: supervisor.service(self.name).hold(number))
+
+    def release(self) -> None:
+        """Start a held service again."""
+        self._stack.on_loop(lambda supervisor: supervisor.service(self.name).release())
+
+    def wait_ready(self, timeout_seconds: float = 30.0, *, other_than: int | None = None) -> int:
+        """Wait until it is ready, with a pid ``other_than`` the given one; returns the pid."""
+
+        def ready() -> int | None:
+            now = self.status
+            return now.pid if now.state is ServiceState.READY and now.pid != other_than else None
+
+        return self._stack.wait_for(ready, timeout_seconds, f"{self.name} to be ready")
+
+    def wait_restarted(self, old_pid: int, timeout_seconds: float = 30.0) -> int:
+        """Wait until it is ready again under another pid than ``old_pid``; returns the new pid."""
+        return self.wait_ready(timeout_seconds, other_than=old_pid)
+
+    def log_text(self) -> str:
+        """Return what its current log file holds."""
+        path = self._stack.home.log_of(self.name)
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+class LocalStack:
+    """NATS, Postgres, gateway, orchestrator and workers of one home.
+
+    ``port``: the API's; 0 takes any free one, None the usual one if it is free. ``only``: the roles to start, for
+    tests of single parts. ``settings_overrides``: fields of Settings for every service.
+    """
+
+    def __init__(
+        self,
+        home: Path | str,
+        *,
+        engine: EngineName = "simulated",
+        model: str = "",
+        port: int | None = 0,
+        workers: int = 1,
+        orchestrators: int = 1,
+        settings_overrides: Mapping[str, Any] | None = None,
+        extra_env: Mapping[str, str] | None = None,
+        extra_services: Collection[ServiceSpec] = (),
+        only: Collection[str] = ALL_ROLES,
+        backoff: Backoff | None = None,
+        on_change: Callable[[LocalStack], None] | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
+        if unknown := set(only) - ALL_ROLES:
+            raise StackError(f"unknown roles {sorted(unknown)}; there are {sorted(ALL_ROLES)}")
+        self.home = Home.at(home)
+        self._engine = EngineChoice(engine, model)
+        self._port = port
+        self._workers = workers
+        self._orchestrators = orchestrators
+        self._overrides = dict(settings_overrides or {})
+        self._extra_env = dict(extra_env or {})
+        self._extra_services = tuple(extra_services)
+        self._only = frozenset(only)
+        self._backoff = backoff
+        self._on_change = on_change
+        self._on_progress = on_progress or (lambda _text: None)
+        self._held = contextlib.ExitStack()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._supervisor: Supervisor | None = None
+        self._settings: Settings | None = None
+        self._ports: dict[str, int] = {}
+        self._statuses: list[ServiceStatus] = []
+        self._changed = threading.Condition()
+        self._state: Literal["starting", "ready", "stopping", "stopped"] = "stopped"
+
+    # What tests and the CLI ask
+
+    @property
+    def settings(self) -> Settings:
+        """The settings every service of this stack runs with. Raises StackError before ``start``."""
+        if self._settings is None:
+            raise StackError("the stack has not been started")
+        return self._settings
+
+    @property
+    def api_url(self) -> str:
+        """Base URL of the OpenAI-compatible API, ending in /v1."""
+        return f"http://127.0.0.1:{self.settings.api_port}/v1"
+
+    @property
+    def api_key(self) -> str:
+        """Secret of the default API key."""
+        return self.home.api_key_file.read_text(encoding="utf-8").strip()
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in requests."""
+        return self.settings.model_name
+
+    def services(self) -> list[ServiceStatus]:
+        """Return every service as it is now."""
+        with self._changed:
+            return list(self._statuses)
+
+    def service(self, name: str) -> ServiceHandle:
+        """Return one service: nats, postgres, api, orchestrator, worker-1 …. Raises KeyError."""
+        if name not in {status.name for status in self.services()}:
+            raise KeyError(name)
+        return ServiceHandle(self, name)
+
+    def wait_for(self, condition: Callable[[], T | None], timeout_seconds: float, what: str) -> T:
+        """Wait until ``condition`` is true, looking whenever a service changes. Raises StackError."""
+        found: T | None = None
+
+        def met() -> bool:
+            nonlocal found
+            found = condition()
+            return bool(found)
+
+        with self._changed:
+            if not self._changed.wait_for(met, timeout_seconds) or found is None:
+                states = ", ".join(f"{s.name} {s.state}" for s in self._statuses)
+                raise StackError(f"waited {timeout_seconds:g} s for {what}; now: {states}")
+        return found
+
+    # Life
+
+    def start(self) -> Self:
+        """Start everything in order; returns when all of it is ready.
+
+        Raises StackError, with the last lines of the log of what failed, and leaves nothing running.
+        """
+        self.home.create()
+        self._held.enter_context(self.home.lock())
+        try:
+            self._begin()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Stop everything, the last started first. May be called twice."""
+        if self._loop:
+            try:
+                self._state = "stopping"
+                self._on_loop_thread(self._stop())
+            finally:
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+                self._loop = None
+                self._supervisor = None
+        self._held.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.start)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    def add_worker(self, name: str, **settings_overrides: Any) -> ServiceHandle:
+        """Start one more worker, with settings of its own; returns when it is ready."""
+        environment = {**self._environment, **environment_of(settings_overrides)}
+        self._on_loop_thread(self._start_group(worker_spec(name, self.settings, environment)))
+        return self.service(name)
+
+    def on_loop(self, deed: Callable[[Supervisor], T]) -> T:
+        """Call ``deed`` with the supervisor on its own loop and return what it returns."""
+
+        async def run() -> T:
+            assert self._supervisor is not None
+            return deed(self._supervisor)
+
+        return self._on_loop_thread(run())
+
+    # Inside
+
+    def _begin(self) -> None:
+        before = state.read(self.home.state_file)
+        leftovers.end_marked(self.home.mark)
+        leftovers.end_recorded((s.pid, s.started) for s in before.services if s.pid)
+        self._state = "starting"
+        self._choose_ports(before.ports)
+        chosen = prepare_engine(self._engine, self._wants("worker"), self._overrides, self._on_progress)
+        servers, dsn = self._servers()
+        values = {
+            "home": self.home.root,
+            "nats_url": f"nats://127.0.0.1:{self._ports['nats']}",
+            "postgres_dsn": dsn,
+            "api_port": self._ports["api"],
+            **chosen.settings,
+            **self._overrides,
+        }
+        try:
+            self._settings = Settings(**values)
+        except ValidationError as error:
+            raise StackError(f"settings are wrong: {error}") from error
+        values["model_name"] = self._settings.model_name
+        self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
+        self._start_loop()
+        self._on_loop_thread(self._start(servers))
+
+    def _choose_ports(self, before: Mapping[str, int]) -> None:
+        wanted = DEFAULT_PORT if self._port is None else None
+        api = ports.require(self._port) if self._port else ports.pick(before.get("api") or wanted)
+        taken = {api}
+        for name in ("nats", "nats_monitor"):
+            self._ports[name] = ports.pick(before.get(name), avoid=frozenset(taken))
+            taken.add(self._ports[name])
+        self._ports["api"] = api
+
+    def _servers(self) -> tuple[list[ServiceSpec], str]:
+        specs, dsn = [], "postgresql://postgres@127.0.0.1:1/none"
+        if self._wants("nats"):
+            specs.append(
+                nats_spec(self.home, port=self._ports["nats"], monitor_port=self._ports["nats_monitor"])
+            )
+        if self._wants("postgres"):
+            self._on_progress("preparing Postgres")
+            spec, place = postgres_spec(self.home)
+            specs.append(spec)
+            dsn = place.dsn
+        return specs, dsn
+
+    def _wants(self, role: str) -> bool:
+        return role in self._only
+
+    def _start_loop(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run_loop, name="supervisor", daemon=True)
+        self._thread.start()
+
+    def _run_loop(self) -> None:
+        assert self._loop is not None
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.close()
+
+    def _on_loop_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        if self._loop is None:
+            work.close()
+            raise StackError("the stack is not running")
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self, servers: list[ServiceSpec]) -> None:
+        self._supervisor = Supervisor(self.home, backoff=self._backoff, changed=self._service_changed)
+        assert self._settings is not None
+        gateway = [api_spec(self._settings, self._environment)] if self._wants("api") else []
+        if self._wants("orchestrator"):
+            names = _numbered("orchestrator", self._orchestrators)
+            gateway += [orchestrator_spec(name, self._environment) for name in names]
+        workers = [
+            worker_spec(f"worker-{number}", self._settings, self._environment)
+            for number in range(1, self._workers + 1)
+            if self._wants("worker")
+        ]
+        everything = [*servers, *gateway, *workers, *self._extra_services]
+        self._supervisor.announce(everything)
+        await self._supervisor.start(*(spec.name for spec in servers))
+        if self._only - _SERVERS and self._wants("nats"):
+            await ensure_api_key(self.home, self._settings)
+        await self._supervisor.start(*(spec.name for spec in gateway))
+        await self._supervisor.start(*(spec.name for spec in (*workers, *self._extra_services)))
+        self._state = "ready"
+        self._service_changed()
+
+    async def _start_group(self, *specs: ServiceSpec) -> None:
+        assert self._supervisor is not None
+        self._supervisor.announce(specs)
+        await self._supervisor.start(*(spec.name for spec in specs))
+        self._service_changed()
+
+    async def _stop(self) -> None:
+        if self._supervisor:
+            await self._supervisor.stop()
+        leftovers.end_marked(self.home.mark)
+        self._state = "stopped"
+        self._service_changed()
+
+    def _service_changed(self) -> None:
+        if self._supervisor is None:
+            return
+        with self._changed:
+            self._statuses = self._supervisor.statuses()
+            self._changed.notify_all()
+        state.write(self.home.state_file, self._snapshot())
+        if self._on_change:
+            self._on_change(self)
+
+    def _snapshot(self) -> state.StackState:
+        settings = self.settings
+        return state.StackState(
+            pid=os.getpid() if self._state != "stopped" else 0,
+            started=leftovers.started_at(os.getpid()),
+            state=self._state,
+            api_url=self.api_url,
+            engine=settings.engine,
+            model=settings.model,
+            model_name=settings.model_name,
+            nats_url=settings.nats_url,
+            postgres_dsn=settings.postgres_dsn.get_secret_value(),
+            ports=self._ports,
+            services=[
+                state.ServiceRecord(
+                    name=s.name, state=s.state.value, pid=s.pid, started=s.started, port=s.port,
+                    restarts=s.restarts, since=s.since, status=s.status,
+                )
+                for s in self._statuses
+            ],
+        )  # fmt: skip
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    """Return ``name``, ``name-2``, …: the first has no number because usually it is the only one."""
+    return [name if number == 1 else f"{name}-{number}" for number in range(1, count + 1)]
