@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +18,7 @@ from vllm_batch.ids import JobId
 _LENGTH = struct.Struct(">I")
 
 
-class Result(NamedTuple):
+class Result(msgspec.Struct, frozen=True, gc=False):
     """One request's result: its index in the chunk, whether it belongs in the error file, its
     line."""
 
