@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,7 @@ PING_INTERVAL_SECONDS = 3
 # nats-py declares an int and sleeps for what it gets; a quarter of a second is what we want.
 RECONNECT_WAIT_SECONDS: Any = 0.25
 CONNECT_TIMEOUT_SECONDS = 5
+FIRST_CONNECT_SECONDS = 5
 
 
 class Connection:
@@ -33,19 +35,24 @@ class Connection:
         Raises:
             nats.errors.NoServersError: nobody answers at the configured addresses.
         """
-        await self.client.connect(
-            servers=settings.nats_url.split(","),
-            name=name,
-            ping_interval=PING_INTERVAL_SECONDS,
-            max_outstanding_pings=2,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RECONNECT_WAIT_SECONDS,
-            connect_timeout=CONNECT_TIMEOUT_SECONDS,
-            error_cb=_note_error,
-            disconnected_cb=_note("nats disconnected"),
-            reconnected_cb=self._reconnected,
-            allow_reconnect=True,
-        )
+        try:
+            async with asyncio.timeout(FIRST_CONNECT_SECONDS):
+                await self.client.connect(
+                    servers=settings.nats_url.split(","),
+                    name=name,
+                    ping_interval=PING_INTERVAL_SECONDS,
+                    max_outstanding_pings=2,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                    error_cb=_note_error,
+                    disconnected_cb=_note("nats disconnected"),
+                    reconnected_cb=self._reconnected,
+                )
+        except TimeoutError as error:
+            # Without a limit on reconnects the client tries the first connection for ever, too.
+            await self.client.close()
+            raise nats.errors.NoServersError from error
 
     async def _reconnected(self) -> None:
         log.info(
