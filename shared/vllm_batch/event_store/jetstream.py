@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import msgspec
 import nats.errors
@@ -67,11 +68,16 @@ class JetStreamEventStore:
         self._in_flight = asyncio.Semaphore(settings.append_in_flight_max)
 
     async def append(
-        self, event: Event, *, expected: int, event_id: EventId | None = None
+        self,
+        event: Event,
+        *,
+        expected: int,
+        event_id: EventId | None = None,
+        at: datetime | None = None,
     ) -> Recorded:
         """Record ``event``; see `EventStore.append`."""
         event_id = event_id or self._new_event_id()
-        now = self._clock.now()
+        now = at or self._clock.now()
         payload = encode(event, event_id=event_id, source=self._source, time=now)
         headers = {
             "Nats-Msg-Id": event_id,

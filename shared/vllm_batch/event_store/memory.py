@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 
 from vllm_batch import ids
 from vllm_batch.clock import Clock, SystemClock
@@ -46,7 +47,12 @@ class MemoryEventStore:
         self._grown = asyncio.Condition()
 
     async def append(
-        self, event: Event, *, expected: int, event_id: EventId | None = None
+        self,
+        event: Event,
+        *,
+        expected: int,
+        event_id: EventId | None = None,
+        at: datetime | None = None,
     ) -> Recorded:
         """Record ``event``; see `EventStore.append`."""
         aggregate = subject_names.of_aggregate(event)
@@ -56,7 +62,8 @@ class MemoryEventStore:
             if last and (again := decode(self._log[last - 1][1], last)).id == event_id:
                 return again
             raise Conflict(f"{aggregate} is at {last}, not at {expected}")
-        payload = encode(event, event_id=event_id, source=self._source, time=self._clock.now())
+        now = at or self._clock.now()
+        payload = encode(event, event_id=event_id, source=self._source, time=now)
         async with self._grown:
             self._log.append((subject_names.of_event(event), payload))
             self._last[aggregate] = seq = len(self._log)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import datetime
 from typing import Protocol, TypeVar
 
 from vllm_batch.errors import Conflict
@@ -18,12 +19,18 @@ class EventStore(Protocol):
     """One totally ordered log of events; optimistic concurrency per aggregate."""
 
     async def append(
-        self, event: Event, *, expected: int, event_id: EventId | None = None
+        self,
+        event: Event,
+        *,
+        expected: int,
+        event_id: EventId | None = None,
+        at: datetime | None = None,
     ) -> Recorded:
         """Record ``event`` if its aggregate's last sequence is ``expected`` (0: it must be new).
 
         Survives lost acknowledgements: an append that already happened is found again, not
-        repeated.
+        repeated. ``at``: the event's time, for a caller whose event counts from that very moment;
+        default now.
 
         Raises:
             Conflict: the aggregate has moved on.
