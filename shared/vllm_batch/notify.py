@@ -1,8 +1,8 @@
 """Tells the supervisor how a service is: the sd_notify protocol, as systemd speaks it.
 
-Owns nothing. Writes datagrams to the socket that ``NOTIFY_SOCKET`` names; the embedded stack and systemd
-both listen on one. Without the variable a notification goes nowhere, which is right for a service
-that somebody started by hand.
+Owns nothing. Writes datagrams to the socket that ``NOTIFY_SOCKET`` names; the embedded stack and
+systemd both listen on one. Without the variable a notification goes nowhere, which is right for a
+service that somebody started by hand.
 """
 
 from __future__ import annotations

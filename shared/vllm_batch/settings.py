@@ -119,6 +119,9 @@ class Settings(BaseSettings):
     engine: Literal["vllm", "openai", "simulated"] = "simulated"
     model: str = Field("", description="Hugging Face id or local directory the engine loads")
     model_name: str = Field("", description="the name clients use; default: the last part of model")
+    engine_variant: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="build of vLLM the embedded stack installs; auto: by the NVIDIA driver"
+    )
     engine_python: Path | None = Field(
         None, description="Python of the environment vLLM is installed in"
     )

@@ -1,4 +1,4 @@
-"""The stack's default API key: made once, kept in ``<home>/api-key`` where only the owner can read it."""
+"""The default API key: made once, kept in ``<home>/api-key``, readable by the owner only."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ def prepare_engine(
     needed: bool,
     overrides: Mapping[str, Any],
     on_progress: Callable[[str], None],
+    variant_wanted: str = "auto",
 ) -> PreparedEngine:
     """Install what the engine needs, once per machine, and return how workers find it.
 
@@ -42,7 +43,7 @@ def prepare_engine(
         return PreparedEngine(settings)
     from vllm_batch.local import engine_env, model
 
-    variant = engine_env.detect_variant()
+    variant = engine_env.detect_variant(overrides.get("engine_variant", variant_wanted))
     python = engine_env.ensure(variant, on_progress=on_progress)
     settings["engine_python"] = python
     environment = {"VLLM_NO_USAGE_STATS": "1"}

@@ -1,4 +1,4 @@
-"""Becomes another program that cannot outlive the supervisor. Run as a script, imports only the standard library.
+"""Becomes another program that cannot outlive the supervisor. Run as a script, on its own.
 
 ``exec_child.py PARENT_PID DEATH_SIGNAL UID GID PROGRAM [ARGUMENT…]``; UID and GID -1 keep the user.
 

@@ -85,7 +85,8 @@ class Home:
                 folder.mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise StackError(
-                f"cannot use {self.root} as the stack's home: {error.strerror}; choose another with --home"
+                f"cannot use {self.root} as the stack's home: {error.strerror};"
+                " choose another with --home"
             ) from error
 
     def socket_dir(self) -> Path:
@@ -119,7 +120,7 @@ class Home:
 
 @contextlib.contextmanager
 def exclusive(path: Path, *, wait: bool, write_holder: bool = True) -> Iterator[bool]:
-    """Hold a lock between processes on ``path``; yields whether it was got (always, with ``wait``)."""
+    """Hold a lock between processes on ``path``; yields whether it was got (``wait``: yes)."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:

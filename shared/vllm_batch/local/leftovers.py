@@ -1,8 +1,8 @@
 """Finds and ends processes that an earlier stack on the same home, or a dead service, left behind.
 
-Every child inherits ``VLLM_BATCH_STACK_MARK=<home>:<service>`` in its environment. Whoever holds the home's
-lock knows that a marked process it did not start is a leftover. Programs that overwrite their
-environment for a nicer process title are found by the pid and start time in the state file.
+Every child inherits ``VLLM_BATCH_STACK_MARK=<home>:<service>`` in its environment. Whoever holds
+the home's lock knows that a marked process it did not start is a leftover. Programs that overwrite
+their environment for a nicer process title are found by the pid and start time in the state file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _START_TIME_SLACK_SECONDS = 0.05
 
 
 def end_marked(mark: str) -> list[int]:
-    """SIGKILL every process marked ``mark``, or ``mark:…``; returns their pids. Never ends the caller."""
+    """SIGKILL every process marked ``mark`` or ``mark:…`` but the caller; returns their pids."""
     found = [pid for pid in marked(mark) if pid != os.getpid()]
     for pid in found:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -53,11 +53,13 @@ def started_at(pid: int) -> float | None:
 def is_same(pid: int, started: float | None) -> bool:
     """Tell whether ``pid`` still is the process that was created at ``started``."""
     now = started_at(pid)
-    return now is not None and started is not None and abs(now - started) < _START_TIME_SLACK_SECONDS
+    return (
+        now is not None and started is not None and abs(now - started) < _START_TIME_SLACK_SECONDS
+    )
 
 
 def end_recorded(processes: Iterable[tuple[int, float | None]]) -> list[int]:
-    """SIGKILL the process groups of recorded children that are still the same; returns their pids."""
+    """SIGKILL the groups of recorded children that are still the same; returns their pids."""
     ended = []
     for pid, started in processes:
         if is_same(pid, started):

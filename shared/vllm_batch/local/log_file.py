@@ -1,7 +1,7 @@
 """What a child process prints, in a file of bounded size (10 MB, 7 kept).
 
-The supervisor reads the child's pipe and writes the file, so that rotation never loses a line and no
-child has to know about it.
+The supervisor reads the child's pipe and writes the file, so that rotation never loses a line and
+no child has to know about it.
 """
 
 from __future__ import annotations

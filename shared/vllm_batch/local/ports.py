@@ -48,7 +48,7 @@ def pick(
 
 
 def require(port: int) -> int:
-    """Return ``port`` if it is free. Raises StackError otherwise: the user asked for this very one."""
+    """Return ``port`` if it is free. Raises StackError otherwise: it was asked for by number."""
     if not is_free(port):
         raise StackError(f"port {port} is taken by another program; choose another with --port")
     return port

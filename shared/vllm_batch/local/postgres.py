@@ -1,8 +1,9 @@
 """The Postgres of the embedded stack, from a wheel: where its data lies, how it is made and run.
 
-Owns ``<home>/postgres``, or, for root, ``/var/lib/vllm-batch/<home's mark>``: Postgres refuses to run as root, and the user
-it then runs as must reach its files, while nothing of the administrator's folders is opened for it. All of it holds
-projections only and can be deleted while the stack is down.
+Owns ``<home>/postgres``, or, for root, ``/var/lib/vllm-batch/<home's mark>``: Postgres refuses to
+run as root, and the user it then runs as must reach its files, while nothing of the administrator's
+folders is opened for it. All of it holds projections only and can be deleted while the stack is
+down.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def postgres_spec(home: Home) -> tuple[ServiceSpec, PostgresPlace]:
     async def probe() -> bool:
         return await _answers(place)
 
-    options = {**_OPTIONS, "unix_socket_directories": '"' + str(place.sockets).replace('"', '""') + '"'}
+    quoted = str(place.sockets).replace('"', '""')
+    options = {**_OPTIONS, "unix_socket_directories": f'"{quoted}"'}
     settings = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     spec = ServiceSpec(
         name="postgres",
@@ -128,7 +130,9 @@ def remove_abandoned(base: Path = ROOT_BASE) -> list[Path]:
 
 
 def _place(home: Home) -> PostgresPlace:
-    return PostgresPlace(data=home.root / "postgres", sockets=home.socket_dir(), programs=_programs())
+    return PostgresPlace(
+        data=home.root / "postgres", sockets=home.socket_dir(), programs=_programs()
+    )
 
 
 def _place_for_root(home: Home) -> PostgresPlace:
@@ -160,7 +164,7 @@ def _programs() -> Path:
 
 
 def _programs_for(user: pwd.struct_passwd) -> Path:
-    """Return programs that ``user`` can run: the wheel's own, or a copy where those are out of reach."""
+    """Return programs that ``user`` can run: the wheel's, or a copy if that is out of reach."""
     if _runs(_programs(), user):
         return _programs()
     copy = ROOT_BASE / f"programs-{metadata.version(_WHEEL)}"
@@ -197,7 +201,14 @@ def _system_user() -> pwd.struct_passwd:
     """Return the unprivileged user that Postgres runs as when we are root, and make it once."""
     with contextlib.suppress(KeyError):
         return pwd.getpwnam(_SYSTEM_USER)
-    command = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _SYSTEM_USER)
+    command = (
+        "useradd",
+        "--system",
+        "--no-create-home",
+        "--shell",
+        "/usr/sbin/nologin",
+        _SYSTEM_USER,
+    )
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:

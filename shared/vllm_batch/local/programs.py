@@ -1,4 +1,4 @@
-"""How the services of this distribution are run by the supervisor: their commands and their environment.
+"""How the supervisor runs the services of this distribution: their commands and environment.
 
 Knows the services by module name only; the vocabulary imports none of them.
 """

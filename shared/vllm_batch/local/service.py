@@ -1,4 +1,4 @@
-"""Keeps one service running: start, wait until ready, restart with backoff, stop with its whole process group.
+"""Keeps one service running: start, wait until ready, restart with backoff, stop with its group.
 
 Runs on the supervisor's event loop. Owns the child process, its notification socket and its log.
 """
@@ -90,7 +90,9 @@ class SupervisedService:
         self._task = asyncio.create_task(self._keep_running(), name=f"keep {self.spec.name}")
         ready = asyncio.create_task(self._ready.wait())
         done, _ = await asyncio.wait(
-            {ready, self._task}, timeout=self.spec.ready_seconds, return_when=asyncio.FIRST_COMPLETED
+            {ready, self._task},
+            timeout=self.spec.ready_seconds,
+            return_when=asyncio.FIRST_COMPLETED,
         )
         if ready in done:
             return
@@ -99,7 +101,7 @@ class SupervisedService:
         raise StackError(f"{self.spec.name} {why}; its log ends with:\n{self.last_words()}")
 
     async def stop(self) -> None:
-        """End it: the polite signal, then the process group by force. Returns when nothing is left."""
+        """End it: the polite signal, then its group by force. Returns when nothing is left."""
         self._stopping.set()
         self._wanted.set()
         if self._process and not self._exited.is_set():
@@ -142,18 +144,18 @@ class SupervisedService:
             await self._wanted.wait()
             if self._stopping.is_set():
                 return
-            self._spawn()
+            process = self._spawn()
             readiness = asyncio.create_task(self._await_ready())
             ready_since = await self._until_exit()
             readiness.cancel()
-            self._after_exit()
+            self._after_exit(process)
             if self._stopping.is_set():
                 return
             if not self._wanted.is_set():
                 self._set(ServiceState.HELD)
                 continue
             self._deaths = 1 if ready_since > self._backoff.stable else self._deaths + 1
-            if self._restarts == 0 and not self._ever_ready and self._deaths >= _FIRST_START_DEATHS_MAX:
+            if not self._ever_ready and self._deaths >= _FIRST_START_DEATHS_MAX:
                 self._first_failure = f"{self._status} {self._deaths} times while starting"
                 self._set(ServiceState.STOPPED)
                 return
@@ -175,7 +177,7 @@ class SupervisedService:
             return 0.0
         return time.time() - self._since
 
-    def _spawn(self) -> None:
+    def _spawn(self) -> subprocess.Popen[bytes]:
         if self.spec.prepare:
             self.spec.prepare()
         environment = {
@@ -189,21 +191,21 @@ class SupervisedService:
             str(int(self.spec.death_signal)), str(self.spec.uid), str(self.spec.gid),
         )  # fmt: skip
         self._exited = asyncio.Event()
+        read_end, write_end = os.pipe()
         self._process = subprocess.Popen(
             (*wrapper, *self.spec.argv),
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stdout=write_end,
+            stderr=write_end,
             env=environment,
             cwd=self.spec.cwd,
             start_new_session=True,
         )
         self._started = started_at(self._process.pid)
-        assert self._process.stdout is not None
+        os.close(write_end)
         self.log.note(f"started, pid {self._process.pid}")
-        self._output = os.dup(self._process.stdout.fileno())
-        self.log.follow(self._output)
-        self._process.stdout.close()
+        self._output = read_end
+        self.log.follow(read_end)
         self._set(ServiceState.STARTING, "")
         threading.Thread(
             target=_reap,
@@ -211,6 +213,7 @@ class SupervisedService:
             name=f"reap {self.spec.name}",
             daemon=True,
         ).start()
+        return self._process
 
     async def _await_ready(self) -> None:
         if self.spec.probe is None:
@@ -227,13 +230,11 @@ class SupervisedService:
             self._set(ServiceState.READY)
             self._ready.set()
 
-    def _after_exit(self) -> None:
-        assert self._process is not None
+    def _after_exit(self, process: subprocess.Popen[bytes]) -> None:
         self._ready.clear()
-        code = self._process.returncode
-        self._status = _why(code)
+        self._status = _why(process.returncode)
         self.log.unfollow(self._output)
-        self.log.note(f"pid {self._process.pid} {self._status}")
+        self.log.note(f"pid {process.pid} {self._status}")
         self._kill_group()
         end_marked(self._mark)
 
@@ -261,7 +262,7 @@ class SupervisedService:
         receiver.setblocking(False)
         receiver.bind(str(self._socket_path))
         self._notifications = receiver
-        asyncio.get_running_loop().add_reader(receiver, self._notified)
+        asyncio.get_running_loop().add_reader(receiver, self._notified, receiver)
 
     def _unlisten(self) -> None:
         if self._notifications:
@@ -270,10 +271,9 @@ class SupervisedService:
             self._notifications = None
             self._socket_path.unlink(missing_ok=True)
 
-    def _notified(self) -> None:
-        assert self._notifications is not None
+    def _notified(self, receiver: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):
-            message = self._notifications.recv(65_536).decode(errors="replace")
+            message = receiver.recv(65_536).decode(errors="replace")
             fields = dict(line.split("=", 1) for line in message.splitlines() if "=" in line)
             if "STATUS" in fields:
                 self._set(self._state, fields["STATUS"])

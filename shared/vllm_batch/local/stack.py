@@ -1,7 +1,8 @@
 """The embedded stack as one object: start it, look at it, kill parts of it, stop it.
 
-Used by the CLI and by tests alike. Runs its supervisor on an event loop in a thread of its own, so the
-methods here are plain functions that may be called from anywhere (from a coroutine: in a thread).
+Used by the CLI and by tests alike. Runs its supervisor on an event loop in a thread of its own, so
+the methods here are plain functions that may be called from anywhere (from a coroutine: in a
+thread).
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import threading
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -22,11 +22,13 @@ from vllm_batch.errors import StackError
 from vllm_batch.local import leftovers, ports, state
 from vllm_batch.local.api_key import ensure_api_key
 from vllm_batch.local.engine import EngineChoice, prepare_engine
+from vllm_batch.local.handle import ServiceHandle
 from vllm_batch.local.home import Home
+from vllm_batch.local.loop_thread import LoopThread
 from vllm_batch.local.nats import nats_spec
 from vllm_batch.local.postgres import postgres_spec
 from vllm_batch.local.programs import api_spec, environment_of, orchestrator_spec, worker_spec
-from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceState, ServiceStatus
+from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceStatus
 from vllm_batch.local.supervisor import Supervisor
 from vllm_batch.settings import Settings
 
@@ -37,70 +39,12 @@ _SERVERS = frozenset({"nats", "postgres"})
 T = TypeVar("T")
 
 
-class ServiceHandle:
-    """One service of a running stack."""
-
-    def __init__(self, stack: LocalStack, name: str) -> None:
-        self._stack = stack
-        self.name = name
-
-    @property
-    def status(self) -> ServiceStatus:
-        """State, pid, port, number of restarts and what the service says of itself."""
-        return next(s for s in self._stack.services() if s.name == self.name)
-
-    @property
-    def pid(self) -> int:
-        """The process id. Raises StackError while it is not running."""
-        pid = self.status.pid
-        if pid is None:
-            raise StackError(f"{self.name} is not running")
-        return pid
-
-    def kill(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the process, which the supervisor restarts if it dies; returns the pid."""
-        pid = self.pid
-        os.kill(pid, number)
-        return pid
-
-    def kill_group(self, number: signal.Signals = signal.SIGKILL) -> int:
-        """Send a signal to the process and those it started in its group; returns the pid."""
-        pid = self.pid
-        os.killpg(pid, number)
-        return pid
-
-    def hold(self, number: signal.Signals = signal.SIGKILL) -> None:
-        """End it and keep it down until ``release``."""
-        self._stack.on_loop(lambda supervisor: supervisor.service(self.name).hold(number))
-
-    def release(self) -> None:
-        """Start a held service again."""
-        self._stack.on_loop(lambda supervisor: supervisor.service(self.name).release())
-
-    def wait_ready(self, timeout_seconds: float = 30.0, *, other_than: int | None = None) -> int:
-        """Wait until it is ready, with a pid ``other_than`` the given one; returns the pid."""
-
-        def ready() -> int | None:
-            now = self.status
-            return now.pid if now.state is ServiceState.READY and now.pid != other_than else None
-
-        return self._stack.wait_for(ready, timeout_seconds, f"{self.name} to be ready")
-
-    def wait_restarted(self, old_pid: int, timeout_seconds: float = 30.0) -> int:
-        """Wait until it is ready again under another pid than ``old_pid``; returns the new pid."""
-        return self.wait_ready(timeout_seconds, other_than=old_pid)
-
-    def log_text(self) -> str:
-        """Return what its current log file holds."""
-        path = self._stack.home.log_of(self.name)
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-
-
 class LocalStack:
     """NATS, Postgres, gateway, orchestrator and workers of one home.
 
-    ``port``: the API's; 0 takes any free one, None the usual one if it is free. ``only``: the roles to start, for
-    tests of single parts. ``settings_overrides``: fields of Settings for every service.
+    ``port``: the API's; 0 takes any free one, None the usual one if it is free. ``only``: the roles
+    to start, for tests of single parts. ``settings_overrides``: fields of Settings for every
+    service.
     """
 
     def __init__(
@@ -131,12 +75,12 @@ class LocalStack:
         self._extra_env = dict(extra_env or {})
         self._extra_services = tuple(extra_services)
         self._only = frozenset(only)
-        self._backoff = backoff
         self._on_change = on_change
         self._on_progress = on_progress or (lambda _text: None)
         self._held = contextlib.ExitStack()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._supervisor: Supervisor | None = None
+        self._loop: LoopThread | None = None
+        self._backoff = backoff
+        self._supervisor = self._new_supervisor()
         self._settings: Settings | None = None
         self._ports: dict[str, int] = {}
         self._statuses: list[ServiceStatus] = []
@@ -147,7 +91,7 @@ class LocalStack:
 
     @property
     def settings(self) -> Settings:
-        """The settings every service of this stack runs with. Raises StackError before ``start``."""
+        """The settings every service runs with. Raises StackError before ``start``."""
         if self._settings is None:
             raise StackError("the stack has not been started")
         return self._settings
@@ -179,7 +123,7 @@ class LocalStack:
         return ServiceHandle(self, name)
 
     def wait_for(self, condition: Callable[[], T | None], timeout_seconds: float, what: str) -> T:
-        """Wait until ``condition`` is true, looking whenever a service changes. Raises StackError."""
+        """Wait until ``condition`` is true; asked at every change. Raises StackError."""
         found: T | None = None
 
         def met() -> bool:
@@ -198,7 +142,7 @@ class LocalStack:
     def start(self) -> Self:
         """Start everything in order; returns when all of it is ready.
 
-        Raises StackError, with the last lines of the log of what failed, and leaves nothing running.
+        Raises StackError, with the last log lines of what failed, and leaves nothing running.
         """
         self.home.create()
         self._held.enter_context(self.home.lock())
@@ -212,21 +156,22 @@ class LocalStack:
     def stop(self) -> None:
         """Stop everything, the last started first. May be called twice."""
         if self._loop:
+            loop, self._loop = self._loop, None
             try:
                 self._state = "stopping"
-                self._on_loop_thread(self._stop())
+                loop.call(self._stop())
             finally:
-                self._loop.call_soon_threadsafe(self._loop.stop)
-                self._thread.join()
-                self._loop = None
-                self._supervisor = None
+                loop.stop()
         self._held.close()
 
     def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -234,24 +179,26 @@ class LocalStack:
         return await asyncio.to_thread(self.start)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await asyncio.to_thread(self.stop)
 
     def add_worker(self, name: str, **settings_overrides: Any) -> ServiceHandle:
         """Start one more worker, with settings of its own; returns when it is ready."""
         environment = {**self._environment, **environment_of(settings_overrides)}
-        self._on_loop_thread(self._start_group(worker_spec(name, self.settings, environment)))
+        self._running().call(self._start_group(worker_spec(name, self.settings, environment)))
         return self.service(name)
 
     def on_loop(self, deed: Callable[[Supervisor], T]) -> T:
         """Call ``deed`` with the supervisor on its own loop and return what it returns."""
 
         async def run() -> T:
-            assert self._supervisor is not None
             return deed(self._supervisor)
 
-        return self._on_loop_thread(run())
+        return self._running().call(run())
 
     # Inside
 
@@ -260,8 +207,11 @@ class LocalStack:
         leftovers.end_marked(self.home.mark)
         leftovers.end_recorded((s.pid, s.started) for s in before.services if s.pid)
         self._state = "starting"
+        self._supervisor = self._new_supervisor()
         self._choose_ports(before.ports)
-        chosen = prepare_engine(self._engine, self._wants("worker"), self._overrides, self._on_progress)
+        chosen = prepare_engine(
+            self._engine, self._wants("worker"), self._overrides, self._on_progress
+        )
         servers, dsn = self._servers()
         values = {
             "home": self.home.root,
@@ -277,8 +227,8 @@ class LocalStack:
             raise StackError(f"settings are wrong: {error}") from error
         values["model_name"] = self._settings.model_name
         self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
-        self._start_loop()
-        self._on_loop_thread(self._start(servers))
+        self._loop = LoopThread("supervisor")
+        self._loop.call(self._start(servers))
 
     def _choose_ports(self, before: Mapping[str, int]) -> None:
         wanted = DEFAULT_PORT if self._port is None else None
@@ -293,7 +243,9 @@ class LocalStack:
         specs, dsn = [], "postgresql://postgres@127.0.0.1:1/none"
         if self._wants("nats"):
             specs.append(
-                nats_spec(self.home, port=self._ports["nats"], monitor_port=self._ports["nats_monitor"])
+                nats_spec(
+                    self.home, port=self._ports["nats"], monitor_port=self._ports["nats_monitor"]
+                )
             )
         if self._wants("postgres"):
             self._on_progress("preparing Postgres")
@@ -305,35 +257,21 @@ class LocalStack:
     def _wants(self, role: str) -> bool:
         return role in self._only
 
-    def _start_loop(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run_loop, name="supervisor", daemon=True)
-        self._thread.start()
+    def _new_supervisor(self) -> Supervisor:
+        return Supervisor(self.home, backoff=self._backoff, changed=self._service_changed)
 
-    def _run_loop(self) -> None:
-        assert self._loop is not None
-        asyncio.set_event_loop(self._loop)
-        try:
-            self._loop.run_forever()
-        finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.close()
-
-    def _on_loop_thread(self, work: Coroutine[Any, Any, T]) -> T:
+    def _running(self) -> LoopThread:
         if self._loop is None:
-            work.close()
             raise StackError("the stack is not running")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return self._loop
 
     async def _start(self, servers: list[ServiceSpec]) -> None:
-        self._supervisor = Supervisor(self.home, backoff=self._backoff, changed=self._service_changed)
-        assert self._settings is not None
-        gateway = [api_spec(self._settings, self._environment)] if self._wants("api") else []
+        gateway = [api_spec(self.settings, self._environment)] if self._wants("api") else []
         if self._wants("orchestrator"):
             names = _numbered("orchestrator", self._orchestrators)
             gateway += [orchestrator_spec(name, self._environment) for name in names]
         workers = [
-            worker_spec(f"worker-{number}", self._settings, self._environment)
+            worker_spec(f"worker-{number}", self.settings, self._environment)
             for number in range(1, self._workers + 1)
             if self._wants("worker")
         ]
@@ -341,28 +279,24 @@ class LocalStack:
         self._supervisor.announce(everything)
         await self._supervisor.start(*(spec.name for spec in servers))
         if self._only - _SERVERS and self._wants("nats"):
-            await ensure_api_key(self.home, self._settings)
+            await ensure_api_key(self.home, self.settings)
         await self._supervisor.start(*(spec.name for spec in gateway))
         await self._supervisor.start(*(spec.name for spec in (*workers, *self._extra_services)))
         self._state = "ready"
         self._service_changed()
 
     async def _start_group(self, *specs: ServiceSpec) -> None:
-        assert self._supervisor is not None
         self._supervisor.announce(specs)
         await self._supervisor.start(*(spec.name for spec in specs))
         self._service_changed()
 
     async def _stop(self) -> None:
-        if self._supervisor:
-            await self._supervisor.stop()
+        await self._supervisor.stop()
         leftovers.end_marked(self.home.mark)
         self._state = "stopped"
         self._service_changed()
 
     def _service_changed(self) -> None:
-        if self._supervisor is None:
-            return
         with self._changed:
             self._statuses = self._supervisor.statuses()
             self._changed.notify_all()
@@ -394,5 +328,5 @@ class LocalStack:
 
 
 def _numbered(name: str, count: int) -> list[str]:
-    """Return ``name``, ``name-2``, …: the first has no number because usually it is the only one."""
+    """Return ``name``, ``name-2``, …: the first has no number, as usually it is the only one."""
     return [name if number == 1 else f"{name}-{number}" for number in range(1, count + 1)]

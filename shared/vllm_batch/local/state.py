@@ -5,7 +5,6 @@ Written by the supervisor alone, atomically; read by anybody. Ports stay the sam
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
@@ -64,4 +63,4 @@ def write(path: Path, state: StackState) -> None:
     new = path.with_name(path.name + ".new")
     new.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
     new.chmod(0o600)
-    os.replace(new, path)
+    new.replace(path)

@@ -1,4 +1,4 @@
-"""Runs the services in order and keeps them running: groups start one after the other, stop in reverse.
+"""Runs the services in order and keeps them running; what started last stops first.
 
 Owns the supervised services; its event loop belongs to the caller. Tells ``changed`` after every
 change of any service, at most once per turn of the loop.
@@ -53,7 +53,7 @@ class Supervisor:
         self._announce_change()
 
     async def start(self, *names: str) -> None:
-        """Start these together and wait until all are ready. Raises StackError for the first that fails."""
+        """Start these together and wait until all are ready. Raises StackError if one fails."""
         self._groups.append(list(names))
         tasks = [asyncio.create_task(self._services[name].start()) for name in names]
         try:
