@@ -17,7 +17,9 @@
     │   ├── ProjectionUnavailable    Postgres is away (retryable)
     │   └── ForeignStream            the database belongs to another event log
     ├── EngineError
-    │   ├── EngineUnavailable        the engine is starting, restarting or overloaded (retryable)
+    │   ├── EngineUnavailable        the engine cannot take the request now (retryable)
+    │   │   ├── EngineDown           it never got the request: starting or not reachable
+    │   │   └── EngineCrashed        it died while it held the request
     │   └── EngineFailed             the engine will not start
     └── StackError                   the embedded stack cannot start, with what to do next
 
@@ -145,6 +147,18 @@ class EngineUnavailable(EngineError):
 
     code = "engine_unavailable"
     retryable = True
+
+
+class EngineDown(EngineUnavailable):
+    """The engine never got the request: it is starting, restarting or cannot be reached."""
+
+    code = "engine_down"
+
+
+class EngineCrashed(EngineUnavailable):
+    """The engine died while it held the request."""
+
+    code = "engine_crash"
 
 
 class EngineFailed(EngineError):

@@ -154,6 +154,9 @@ class Settings(BaseSettings):
         0.0, ge=0, le=1, description="share of answers that are a 503"
     )
     simulated_seed: int = 0
+    simulated_journal: Path | None = Field(
+        None, description="file that gets a line with the digest of every request it executes"
+    )
 
     @model_validator(mode="after")
     def _derive(self) -> Settings:
