@@ -4,9 +4,10 @@
     python -m tests.benchmarks.orchestration --sizes 1000,50000,200000
     python -m tests.benchmarks.orchestration --file-mib 200        peak memory on a 200 MB file
 
-From the first byte of the upload to the last byte of the downloaded output, with the official openai
-client. CPU is what the kernel charged all processes of the stack (NATS and Postgres included, the
-client not), so it does not depend on how busy the machine is otherwise; the rate does.
+From the first byte of the upload to the last byte of the downloaded output, with the official
+openai client. CPU is what the kernel charged all processes of the stack (NATS and Postgres
+included, the client not), so it does not depend on how busy the machine is otherwise; the rate
+does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.processes import MIB, Sample, sample
-from vllm_batch.local import LocalStack
+from vllm_batch.local.stack import LocalStack
 
 ENDPOINT = "/v1/chat/completions"
 POLL_SECONDS = 0.1

@@ -41,7 +41,7 @@ def _tree(root: int) -> Iterable[int]:
 
 
 def sample(pid: int) -> Sample:
-    """Return what the process tree below ``pid`` has used; ended children count through their parent."""
+    """Return what the tree below ``pid`` has used; ended children count through their parent."""
     cpu = 0.0
     peak = 0
     for member in _tree(pid):
