@@ -1,7 +1,7 @@
 """The command `vllm-batch`: finds its groups by name, turns errors into one clear line.
 
-Every module of this package that has ``app`` (a Typer group, named like the module) or ``register(app)``
-(commands of its own) takes part; nothing else has to know of it.
+Every module of this package that has ``app`` (a Typer group, named like the module) or
+``register(app)`` (commands of its own) takes part; nothing else has to know of it.
 """
 
 from __future__ import annotations

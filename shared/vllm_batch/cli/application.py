@@ -14,7 +14,7 @@ _EPILOG = (
     " 5 the batch ended without success · 130 interrupted.   "
     "--debug (or VLLM_BATCH_DEBUG=1) shows tracebacks; --json on every command is for scripts."
 )
-_NO_COMMANDS = frozenset({"__main__", "application", "options", "output"})
+_NO_COMMANDS = frozenset({"__main__", "application", "launch", "options", "output", "stack_view"})
 
 
 def build() -> typer.Typer:

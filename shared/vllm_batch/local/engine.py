@@ -36,9 +36,8 @@ def prepare_engine(
 
     Raises StackError when it cannot be installed.
     """
-    settings: dict[str, Any] = {"engine": choice.engine}
-    if choice.model:
-        settings["model"] = choice.model
+    # Said even when empty: VLLM_BATCH_MODEL in the caller's shell may be the name that clients use.
+    settings: dict[str, Any] = {"engine": choice.engine, "model": choice.model}
     if choice.engine != "vllm" or not needed or "engine_python" in overrides:
         return PreparedEngine(settings)
     from vllm_batch.local import engine_env, model
@@ -50,7 +49,7 @@ def prepare_engine(
     if not choice.model:
         folder = model.ensure(python, on_progress=on_progress)
         settings |= {"model": str(folder), "model_name": model.NAME}
-    if "model" in settings and Path(settings["model"]).is_dir():
+    if Path(settings["model"]).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if variant is engine_env.Variant.CPU:
         environment["VLLM_CPU_KVCACHE_SPACE"] = "2"

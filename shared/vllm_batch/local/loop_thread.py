@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from vllm_batch.errors import StackError
@@ -26,6 +26,10 @@ class LoopThread:
             work.close()
             raise StackError("the stack is not running")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def soon(self, deed: Callable[[], None]) -> None:
+        """Have ``deed`` called on the loop; does not wait, so a signal handler may use it."""
+        self._loop.call_soon_threadsafe(deed)
 
     def stop(self) -> None:
         """End the loop and its thread."""

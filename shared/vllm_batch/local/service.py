@@ -57,6 +57,7 @@ class SupervisedService:
         self._ready = asyncio.Event()
         self._wanted = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._first_failure: str | None = None
         self._task: asyncio.Task[None] | None = None
         self._notifications: socket.socket | None = None
@@ -107,10 +108,9 @@ class SupervisedService:
         if self._process and not self._exited.is_set():
             self._set(ServiceState.STOPPING)
             self._signal(self.spec.stop_signal)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._exited.wait(), self.spec.stop_seconds)
+            await self._exit_or_hurry()
             if not self._exited.is_set():
-                self.log.note(f"did not stop within {self.spec.stop_seconds:g} s; killing it")
+                self.log.note("did not stop in time; killing it")
                 self._kill_group()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._exited.wait(), _KILL_SECONDS)
@@ -119,6 +119,10 @@ class SupervisedService:
         self._unlisten()
         self._set(ServiceState.STOPPED, "")
         self.log.close()
+
+    def hurry(self) -> None:
+        """Stop waiting for it to end politely."""
+        self._hurry.set()
 
     def hold(self, number: signal.Signals) -> None:
         """Send ``number`` and do not start it again before ``release``."""
@@ -169,6 +173,15 @@ class SupervisedService:
             await asyncio.wait_for(self._stopping.wait(), delay)
         if self._ever_ready:
             self._restarts += 1
+
+    async def _exit_or_hurry(self) -> None:
+        """Wait until it has ended, its time is up, or somebody is in a hurry."""
+        waits = [asyncio.create_task(event.wait()) for event in (self._exited, self._hurry)]
+        await asyncio.wait(
+            waits, timeout=self.spec.stop_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        for wait in waits:
+            wait.cancel()
 
     async def _until_exit(self) -> float:
         """Wait for the process to end; returns how many seconds it had been ready."""

@@ -61,7 +61,7 @@ class LocalStack:
         extra_services: Collection[ServiceSpec] = (),
         only: Collection[str] = ALL_ROLES,
         backoff: Backoff | None = None,
-        on_change: Callable[[LocalStack], None] | None = None,
+        on_change: Callable[[state.StackState], None] | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> None:
         if unknown := set(only) - ALL_ROLES:
@@ -75,7 +75,7 @@ class LocalStack:
         self._extra_env = dict(extra_env or {})
         self._extra_services = tuple(extra_services)
         self._only = frozenset(only)
-        self._on_change = on_change
+        self._on_change = on_change or (lambda _state: None)
         self._on_progress = on_progress or (lambda _text: None)
         self._held = contextlib.ExitStack()
         self._loop: LoopThread | None = None
@@ -110,6 +110,11 @@ class LocalStack:
     def model_name(self) -> str:
         """The model's name in requests."""
         return self.settings.model_name
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether ``start`` has come to its end and ``stop`` has not begun."""
+        return self._state == "ready"
 
     def services(self) -> list[ServiceStatus]:
         """Return every service as it is now."""
@@ -156,13 +161,18 @@ class LocalStack:
     def stop(self) -> None:
         """Stop everything, the last started first. May be called twice."""
         if self._loop:
-            loop, self._loop = self._loop, None
             try:
                 self._state = "stopping"
-                loop.call(self._stop())
+                self._loop.call(self._stop())
             finally:
-                loop.stop()
+                self._loop.stop()
+                self._loop = None
         self._held.close()
+
+    def hurry(self) -> None:
+        """Make a ``stop`` that goes on in another frame or thread end at once."""
+        if self._loop:
+            self._loop.soon(self._supervisor.hurry)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -300,9 +310,9 @@ class LocalStack:
         with self._changed:
             self._statuses = self._supervisor.statuses()
             self._changed.notify_all()
-        state.write(self.home.state_file, self._snapshot())
-        if self._on_change:
-            self._on_change(self)
+        snapshot = self._snapshot()
+        state.write(self.home.state_file, snapshot)
+        self._on_change(snapshot)
 
     def _snapshot(self) -> state.StackState:
         settings = self.settings
