@@ -96,7 +96,8 @@ def start_detached(options: StackOptions) -> StackState:
             raise
     if process.returncode is not None:
         words = log.read_bytes()[log_start:].decode(errors="replace").strip()
-        raise StackError(words.removeprefix("error: ") or "the supervisor ended without a word")
+        *_, said = ("\n" + words).rpartition("\nerror: ")
+        raise StackError(said or "the supervisor ended without a word")
     return state.read(home.state_file)
 
 

@@ -160,7 +160,9 @@ class SupervisedService:
                 continue
             self._deaths = 1 if ready_since > self._backoff.stable else self._deaths + 1
             if not self._ever_ready and self._deaths >= _FIRST_START_DEATHS_MAX:
-                self._first_failure = f"{self._status} {self._deaths} times while starting"
+                self._first_failure = (
+                    f"{self._status} while starting, {self._deaths} times in a row"
+                )
                 self._set(ServiceState.STOPPED)
                 return
             await self._pause()

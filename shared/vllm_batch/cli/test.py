@@ -1,0 +1,135 @@
+"""``vllm-batch test``: installs what the tests need and runs them all, the quick ones first."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+from xml.etree import ElementTree
+
+import typer
+
+import vllm_batch
+from vllm_batch.cli import output
+from vllm_batch.errors import BatchError
+
+ORDER = ("architecture", "unit", "contracts", "compat", "integration", "faults", "e2e")
+_NOT_IN_A_RUN = frozenset({"benchmarks", "screenshots"})
+_CHECKS = (
+    ("ruff check", ("-m", "ruff", "check", "--quiet", ".")),
+    ("ruff format", ("-m", "ruff", "format", "--check", "--quiet", ".")),
+    ("mypy", ("-m", "mypy", "--no-error-summary")),
+    ("import-linter", ("-c", "from importlinter.cli import lint_imports_command as c; c()")),
+)
+
+
+class NoCheckout(BatchError):
+    """The tests are not part of an installed wheel."""
+
+    code = "no_checkout"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @app.command(
+        rich_help_panel="Stack",
+        context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    )
+    def test(
+        context: typer.Context,
+        fast: Annotated[
+            bool, typer.Option("--fast", help="Without the real engine (no e2e tests).")
+        ] = False,
+    ) -> None:
+        """Run lint, type checks and all tests; other options and paths go to pytest.
+
+        With paths only those tests run.
+        """
+        root = checkout()
+        paths = [
+            a for a in context.args if not a.startswith("-") and (root / a.split("::")[0]).exists()
+        ]
+        failed = [] if paths else run_checks(root)
+        if not fast and needs_engine(paths):
+            _prepare_engine()
+        chosen = paths or folders(root, fast=fast)
+        options = [argument for argument in context.args if argument not in paths]
+        code, summary = run_pytest(root, [*options, *chosen])
+        console = output.console()
+        for name in failed:
+            console.print(f"[bold red]{name} found something (see above)[/]")
+        console.print(summary)
+        raise typer.Exit(code or (output.ExitCode.FAILED if failed else output.ExitCode.DONE))
+
+
+def checkout() -> Path:
+    """Return the root of the checkout this package runs from. Raises NoCheckout."""
+    root = Path(vllm_batch.__file__).resolve().parents[2]
+    if not (root / "tests").is_dir() or not (root / "pyproject.toml").exists():
+        raise NoCheckout(
+            "the tests are in the source tree only: clone the repository, run ./vllm-batch test"
+        )
+    return root
+
+
+def folders(root: Path, *, fast: bool) -> list[str]:
+    """Return the folders of tests in running order: a folder nobody listed comes last."""
+    there = {p.name for p in (root / "tests").iterdir() if p.is_dir() and any(p.rglob("test_*.py"))}
+    there -= _NOT_IN_A_RUN | ({"e2e"} if fast else set())
+    ordered = [name for name in ORDER if name in there] + sorted(there - set(ORDER))
+    return [f"tests/{name}" for name in ordered]
+
+
+def needs_engine(paths: list[str]) -> bool:
+    """Tell whether these tests (none: all of them) may use the real engine."""
+    return not paths or any("e2e" in path or path.rstrip("/") == "tests" for path in paths)
+
+
+def run_checks(root: Path) -> list[str]:
+    """Run the static checks; return the names of those that found something."""
+    console = output.console()
+    failed = []
+    for name, arguments in _CHECKS:
+        done = subprocess.run((sys.executable, *arguments), cwd=root, check=False)
+        console.print(f"{name}: {'ok' if done.returncode == 0 else '[bold red]failed[/]'}")
+        if done.returncode != 0:
+            failed.append(name)
+    return failed
+
+
+def run_pytest(root: Path, arguments: list[str]) -> tuple[int, str]:
+    """Run pytest in a process of its own; return its exit code and one line of counts."""
+    with tempfile.TemporaryDirectory(prefix="vllm-batch-test-") as folder:
+        report = Path(folder) / "report.xml"
+        command = (sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments)
+        done = subprocess.run(command, cwd=root, check=False)
+        return done.returncode, summarise(report)
+
+
+def summarise(report: Path) -> str:
+    """Return ``N passed, N failed, N skipped`` of a JUnit report."""
+    if not report.exists():
+        return "0 passed, 0 failed: pytest did not run"
+    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))  # noqa: S314  we made it
+
+    def total(name: str) -> int:
+        return sum(int(suite.get(name, "0")) for suite in suites)
+
+    failed, skipped = total("failures") + total("errors"), total("skipped")
+    return f"{total('tests') - failed - skipped} passed, {failed} failed, {skipped} skipped"
+
+
+def _prepare_engine() -> None:
+    """Build engine and model now, with progress, so that no test waits for it."""
+    from vllm_batch.cli.stack_view import StackView
+    from vllm_batch.local import engine_env, model
+
+    view = StackView()
+    variant = engine_env.detect_variant(os.environ.get("VLLM_BATCH_ENGINE_VARIANT", "auto"))
+    with view.live():
+        python = engine_env.ensure(variant, on_progress=view.progress)
+        model.ensure(python, on_progress=view.progress)
