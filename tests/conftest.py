@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,10 +12,12 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
+from vllm_batch.local.stack import LocalStack
 from vllm_batch.settings import Settings
 
 
@@ -73,6 +76,25 @@ def nats_server(tmp_path: Path) -> Iterator[NatsServer]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    """One real Postgres for the whole run, on a unix socket of its own."""
+    with LocalStack(tmp_path_factory.mktemp("postgres"), only={"postgres"}) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def postgres_dsn(postgres_server: LocalStack) -> AsyncIterator[str]:
+    """A database of the test's own."""
+    name = f"test_{secrets.token_hex(6)}"
+    server = postgres_server.settings.postgres_dsn.get_secret_value()
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"CREATE DATABASE {name}")
+    yield server.replace("/postgres?", f"/{name}?")
+    await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await connection.close()
 
 
 @pytest.fixture

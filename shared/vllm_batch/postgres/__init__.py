@@ -1,0 +1,1 @@
+"""The projections' database: connections, named queries, migrations. Knows no table by meaning."""

@@ -1,0 +1,114 @@
+"""Read model ``chunk``: progress. Its rows add up to the counts of a running batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_batch.aggregates.chunk import ChunkStatus
+from vllm_batch.errors import ProjectionError
+from vllm_batch.events import (
+    ChunkClosed,
+    ChunkCompleted,
+    ChunkLeased,
+    ChunkPlanned,
+    ChunkProgressed,
+    ChunkReleased,
+    Event,
+    Recorded,
+    Usage,
+)
+from vllm_batch.projections.rows import ChunkRow
+from vllm_batch.projections.table import Key, Table
+
+
+def evolve(row: ChunkRow | None, recorded: Recorded) -> ChunkRow:
+    """Return the row after ``recorded``.
+
+    Raises:
+        ProjectionError: the log has this event but no planning before it.
+    """
+    event = recorded.event
+    if isinstance(event, ChunkPlanned):
+        return ChunkRow(
+            job_id=event.job_id,
+            chunk=event.chunk,
+            status=ChunkStatus.READY,
+            model=event.model,
+            count=event.count,
+        )
+    if row is None:
+        raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) belongs to no known chunk")
+    match event:
+        case ChunkLeased():
+            return _changed(row, ChunkStatus.LEASED, epoch=event.epoch, worker_id=event.worker_id)
+        case ChunkProgressed():
+            return _counted(row, ChunkStatus.LEASED, event)
+        case ChunkCompleted():
+            return _counted(row, ChunkStatus.COMPLETED, event)
+        case ChunkReleased():
+            return _changed(row, ChunkStatus.READY)
+        case ChunkClosed():
+            return _changed(row, ChunkStatus.CLOSED)
+    raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) is none of a chunk's")
+
+
+def _counted(
+    row: ChunkRow, status: ChunkStatus, event: ChunkProgressed | ChunkCompleted
+) -> ChunkRow:
+    usage: Usage = event.usage
+    return ChunkRow(
+        job_id=row.job_id,
+        chunk=row.chunk,
+        status=status,
+        model=row.model,
+        count=row.count,
+        epoch=row.epoch,
+        worker_id=row.worker_id,
+        completed=event.completed,
+        failed=event.failed,
+        input_tokens=usage.input_tokens,
+        cached_tokens=usage.cached_tokens,
+        output_tokens=usage.output_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+    )
+
+
+def _changed(row: ChunkRow, status: ChunkStatus, **changes: Any) -> ChunkRow:
+    # Spelled out rather than structs.replace: chunks are nearly all there is in a log.
+    return ChunkRow(
+        job_id=row.job_id,
+        chunk=row.chunk,
+        status=status,
+        model=row.model,
+        count=row.count,
+        epoch=changes.get("epoch", row.epoch),
+        worker_id=changes.get("worker_id", row.worker_id),
+        completed=row.completed,
+        failed=row.failed,
+        input_tokens=row.input_tokens,
+        cached_tokens=row.cached_tokens,
+        output_tokens=row.output_tokens,
+        reasoning_tokens=row.reasoning_tokens,
+    )
+
+
+def number(event: Event) -> int:
+    """Return which chunk of its job a chunk's event is about."""
+    return int(event.aggregate_id()[1])
+
+
+def _keys(event: Event) -> list[Key]:
+    return [(event.job_id, event.chunk)]  # type: ignore[attr-defined]
+
+
+TABLE = Table(
+    name="chunk",
+    row=ChunkRow,
+    key=("job_id", "chunk"),
+    events=(
+        ChunkPlanned, ChunkLeased, ChunkProgressed, ChunkCompleted, ChunkReleased, ChunkClosed,
+    ),
+    first=ChunkPlanned,
+    keys=_keys,
+    evolve=lambda row, recorded, _key: evolve(row, recorded),
+)  # fmt: skip
