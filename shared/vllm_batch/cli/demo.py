@@ -1,4 +1,4 @@
-"""``vllm-batch demo``: from nothing to a finished batch on a real model, through the OpenAI client."""
+"""``vllm-batch demo``: from nothing to a finished batch through the OpenAI client."""
 
 from __future__ import annotations
 

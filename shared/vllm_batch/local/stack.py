@@ -199,8 +199,12 @@ class LocalStack:
     def add_worker(self, name: str, **settings_overrides: Any) -> ServiceHandle:
         """Start one more worker, with settings of its own; returns when it is ready."""
         environment = {**self._environment, **environment_of(settings_overrides)}
-        self._running().call(self._start_group(worker_spec(name, self.settings, environment)))
-        return self.service(name)
+        return self.add_service(worker_spec(name, self.settings, environment))
+
+    def add_service(self, spec: ServiceSpec) -> ServiceHandle:
+        """Start one more service; returns when it is ready. Raises StackError if it fails."""
+        self._running().call(self._start_group(spec))
+        return self.service(spec.name)
 
     def on_loop(self, deed: Callable[[Supervisor], T]) -> T:
         """Call ``deed`` with the supervisor on its own loop and return what it returns."""
