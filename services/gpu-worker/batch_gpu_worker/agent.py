@@ -1,0 +1,235 @@
+"""Wires the worker's duties together, starts them, and ends them in the right order.
+
+start ──► engine loads ──► ready: hints → leases → requests → results ──► drain ──► stopped
+               └─────────── engine failed for good ──────────────────────► failed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+import structlog
+
+from batch_gpu_worker.admission import Admission, in_flight_max
+from batch_gpu_worker.checkpoint import Checkpointer
+from batch_gpu_worker.engines.base import Engine
+from batch_gpu_worker.heartbeat import HeartbeatSender
+from batch_gpu_worker.holdings import HeldChunk, Holdings
+from batch_gpu_worker.intake import Intake
+from batch_gpu_worker.job_endings import JobEndings
+from batch_gpu_worker.lease import ReleaseReason
+from batch_gpu_worker.presence import Presence
+from batch_gpu_worker.request_run import RequestRunner, TimeLimit
+from vllm_batch import ids
+from vllm_batch.blobs import BlobStore
+from vllm_batch.clock import Clock
+from vllm_batch.errors import EngineUnavailable
+from vllm_batch.event_store.jetstream import JetStreamEventStore
+from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.notify import notify
+from vllm_batch.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+DUTY_PAUSE_SECONDS = 1.0
+MODELS_PAUSE_SECONDS = 0.5
+DRAIN_LOOK_SECONDS = 0.02
+HAND_IN_SECONDS = 10.0
+"""At most this much of the drain notice is kept for handing in and for stopping the engine."""
+
+
+class StopSignal:
+    """Asked to end once: gracefully. Asked twice: as fast as nothing finished is lost."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurry = False
+
+    def ask(self) -> None:
+        """Ask the worker to end."""
+        self.hurry = self.asked.is_set()
+        self.asked.set()
+
+
+class Agent:
+    """One worker process: one engine, one identity, any number of chunks."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: JetStreamEventStore,
+        blobs: BlobStore,
+        engine: Engine,
+        *,
+        clock: Clock,
+        worker_id: WorkerId,
+        rng: random.Random,
+    ) -> None:
+        self.worker_id = worker_id
+        self._settings = settings
+        self._store = store
+        self._engine = engine
+        self.holdings = Holdings()
+        self._presence = Presence(store, worker_id)
+        self._endings = JobEndings()
+        self._checkpointer = Checkpointer(
+            blobs, self.holdings, settings, on_durable=self._on_durable, on_lost=self._on_lost
+        )
+        self._time_limit = TimeLimit(settings.request_timeout_seconds, clock.monotonic)
+        self.admission = Admission(
+            self.holdings,
+            RequestRunner(engine, settings, self._time_limit, rng),
+            self._checkpointer,
+            settings,
+        )
+        self._intake = Intake(
+            store, store.js, blobs, self.holdings, self.admission,
+            settings=settings, worker_id=worker_id, ending_of=self._endings.of,
+        )  # fmt: skip
+        self._heartbeats = HeartbeatSender(
+            store.connection.client, settings, worker_id=worker_id, engine=engine,
+            admission=self.admission, holdings=self.holdings, clock=clock,
+        )  # fmt: skip
+        self._duties: list[asyncio.Task[None]] = []
+        self._denials: set[asyncio.Task[None]] = set()
+
+    async def run(self, stop: StopSignal) -> int:
+        """Work until asked to stop; return the process's exit status (1: the engine failed)."""
+        self._endings.on_end = self._on_job_end
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self._engine.stop)
+            stack.push_async_callback(self._end_duties)
+            await self._announce()
+            await self._engine.start()
+            self._begin("heartbeat", self._heartbeats.run)
+            failure = asyncio.create_task(self._engine.wait_failed())
+            asked = asyncio.create_task(stop.asked.wait())
+            working = asyncio.create_task(self._work(stack))
+            try:
+                await asyncio.wait({failure, asked, working}, return_when="FIRST_COMPLETED")
+                if working.done():
+                    working.result()  # it never returns: raise what went wrong
+                working.cancel()
+                await asyncio.gather(working, return_exceptions=True)
+                if not failure.done():
+                    await self._drain("drained", self._settings.drain_notice_seconds, stop)
+                    return 0
+                log.error("the engine failed", error=str(failure.exception()))
+                await self._fail(stop)
+                return 1
+            finally:
+                for task in (failure, asked, working):
+                    task.cancel()
+                await asyncio.gather(failure, asked, working, return_exceptions=True)
+
+    async def _announce(self) -> None:
+        notify(STATUS=f"loading the engine {self._settings.engine}")
+        await self._presence.started(
+            name=self._settings.worker_name,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            engine=self._settings.engine,
+            version=version("vllm-batch"),
+        )
+
+    async def _work(self, stack: AsyncExitStack) -> None:
+        """Once the engine is ready, take work for ever."""
+        await self._engine.ready.wait()
+        models = await self._models()
+        await stack.enter_async_context(self._endings.listening(self._store.connection.client))
+        self._begin("checkpoint", self._checkpointer.run)
+        self._begin("time limit", self._look_at_time)
+        await self._presence.ready(models, in_flight_max(self._settings))
+        self._heartbeats.models, self._heartbeats.phase = models, "ready"
+        await self._heartbeats.send()
+        notify(READY=1, STATUS=f"serving {', '.join(models)}")
+        log.info("ready", models=models, in_flight_max=in_flight_max(self._settings))
+        await _duty("intake", lambda: self._intake.run(models))
+
+    async def _models(self) -> list[str]:
+        while True:
+            try:
+                return await self._engine.models()
+            except EngineUnavailable as error:
+                log.warning("the engine names no models yet", error=str(error))
+            await asyncio.sleep(MODELS_PAUSE_SECONDS)
+
+    async def _look_at_time(self) -> None:
+        while True:
+            await asyncio.sleep(self._time_limit.look_every_seconds)
+            self._time_limit.look()
+
+    async def _drain(self, reason: ReleaseReason, notice_seconds: float, stop: StopSignal) -> None:
+        """Let what runs finish, as long as there is time; hand in, give back, say goodbye."""
+        log.info("draining", in_flight=self.admission.in_flight, seconds=notice_seconds)
+        notify(STOPPING=1, STATUS="draining")
+        self._heartbeats.phase = "failed" if reason == "engine_failed" else "draining"
+        loop = asyncio.get_running_loop()
+        end = loop.time() + notice_seconds
+        finish = end - min(HAND_IN_SECONDS, notice_seconds / 3)
+        closing = asyncio.create_task(self._intake.close())
+        self.admission.close(reason)
+        while self.admission.in_flight and loop.time() < finish and not stop.hurry:  # noqa: ASYNC110
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        try:
+            async with asyncio.timeout_at(end):
+                while not closing.done() or len(self.holdings):
+                    for chunk in self.holdings:
+                        self.admission.end(chunk, reason)
+                    await asyncio.sleep(DRAIN_LOOK_SECONDS)
+                await self._presence.stopped(reason)
+        except TimeoutError:
+            log.error("ending without having handed in everything", chunks=len(self.holdings))
+        finally:
+            closing.cancel()
+        log.info("drained")
+
+    async def _fail(self, stop: StopSignal) -> None:
+        stop.hurry = True
+        await self._drain("engine_failed", HAND_IN_SECONDS, stop)
+        await self._heartbeats.send()
+
+    def _begin(self, name: str, run: Callable[[], Awaitable[None]]) -> None:
+        self._duties.append(asyncio.create_task(_duty(name, run), name=name))
+
+    async def _end_duties(self) -> None:
+        for chunk in self.holdings:
+            self.admission.abort(chunk)
+        tasks = [*self._duties, *self._denials]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _on_durable(self) -> None:
+        self.admission.pump()
+
+    def _on_lost(self, chunk: HeldChunk) -> None:
+        self.admission.abort(chunk)
+        task = asyncio.create_task(self._presence.deny_loss())
+        self._denials.add(task)
+        task.add_done_callback(self._denials.discard)
+
+    def _on_job_end(self, job_id: JobId, reason: ReleaseReason) -> None:
+        for chunk in self.holdings.of_job(job_id):
+            self.admission.end(chunk, reason)
+
+
+async def _duty(name: str, run: Callable[[], Awaitable[None]]) -> None:
+    """Run a duty for ever: what goes wrong in it unforeseen is logged, and it begins anew."""
+    while True:
+        try:
+            await run()
+        except Exception:
+            log.exception("duty failed", duty=name)
+        await asyncio.sleep(DUTY_PAUSE_SECONDS)
+
+
+def new_worker_id() -> WorkerId:
+    """Return a fresh worker id: one per process."""
+    return WorkerId(ids.new("worker_"))

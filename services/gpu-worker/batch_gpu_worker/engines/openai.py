@@ -1,0 +1,91 @@
+"""Any server that speaks OpenAI's API: SGLang, llama.cpp, Ollama, a vLLM or service elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from batch_gpu_worker.engines.base import ENDPOINTS, EngineResponse, unsupported
+from batch_gpu_worker.engines.http import HttpCaller, explained
+from vllm_batch.errors import EngineDown, EngineFailed, EngineUnavailable
+from vllm_batch.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+PROBE_PAUSE_SECONDS = 1.0
+_NO_SUCH_ROUTE = {404, 405, 501}
+
+
+class OpenAIEngine:
+    """See `Engine`. Somebody else keeps the server running; here it is only watched."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.ready = asyncio.Event()
+        self._url = settings.engine_url
+        # Without a name of the user's choice: whatever the server lists.
+        self._only_model = "" if settings.model_name == "openai-model" else settings.model_name
+        self._caller = HttpCaller(
+            settings.engine_url, api_key=settings.engine_api_key.get_secret_value()
+        )
+        self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Its process is not ours."""
+        return None
+
+    async def start(self) -> None:
+        """Look for the server until it answers."""
+        if self._url:
+            self._begin_probe()
+
+    async def wait_failed(self) -> None:
+        """Wait for ever: the server may always come back. Raises EngineFailed without a URL."""
+        if not self._url:
+            raise EngineFailed("engine openai needs the setting engine_url")
+        await asyncio.get_running_loop().create_future()
+
+    async def models(self) -> list[str]:
+        """Return the configured model, or what the server lists; see `Engine.models`."""
+        return [self._only_model] if self._only_model else await self._caller.models()
+
+    async def complete(self, endpoint: str, body: bytes) -> EngineResponse:
+        """Answer; see `Engine.complete`."""
+        if endpoint not in ENDPOINTS:
+            return unsupported(endpoint, "The engine")
+        try:
+            answer = await self._caller.post(endpoint, body)
+        except EngineDown:
+            self._begin_probe()
+            raise
+        return explained(answer, endpoint, "The engine")
+
+    async def stop(self) -> None:
+        """Drop the connections; the server is not ours to stop."""
+        self.ready.clear()
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._caller.close()
+
+    def _begin_probe(self) -> None:
+        self.ready.clear()
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._wait_reachable())
+
+    async def _wait_reachable(self) -> None:
+        while not await self._reachable():  # noqa: ASYNC110 - nobody tells us but the server
+            await asyncio.sleep(PROBE_PAUSE_SECONDS)
+        self.ready.set()
+
+    async def _reachable(self) -> bool:
+        try:
+            answer = await self._caller.get(self._caller.base_url + "/models")
+        except EngineUnavailable as error:
+            log.warning("the engine cannot be reached", url=self._url, error=str(error))
+            return False
+        if answer.status == 200 or (answer.status in _NO_SUCH_ROUTE and self._only_model):
+            return True
+        log.warning("the engine is not usable", url=self._url, status=answer.status)
+        return False

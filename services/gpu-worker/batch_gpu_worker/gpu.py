@@ -1,0 +1,77 @@
+"""GPU metrics through NVML. A machine without an NVIDIA driver is normal and has no GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import pynvml
+import structlog
+
+from vllm_batch.heartbeats import GpuMetrics
+
+log = structlog.get_logger(__name__)
+
+Value = TypeVar("Value")
+_MILLIWATTS_PER_WATT = 1000
+
+
+class GpuMeter:
+    """Reads every GPU of the machine. NVML calls block for a moment: call it in a thread."""
+
+    def __init__(self) -> None:
+        self._opened: bool | None = None
+
+    def read(self) -> list[GpuMetrics]:
+        """Return the GPUs in NVML's order; empty where there is no driver."""
+        if self._opened is None:
+            self._opened = self._open()
+        if not self._opened:
+            return []
+        try:
+            count = pynvml.nvmlDeviceGetCount()
+            return [self._read_device(index) for index in range(count)]
+        except pynvml.NVMLError as error:
+            log.warning("GPU metrics are not to be had", error=str(error))
+            self._close()
+            self._opened = None  # a driver that was updated or reset: open it anew next time
+            return []
+
+    def _open(self) -> bool:
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            log.info("no GPU metrics", reason=str(error))
+            return False
+        return True
+
+    def _close(self) -> None:
+        try:
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            return
+
+    def _read_device(self, index: int) -> GpuMetrics:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = pynvml.nvmlDeviceGetName(handle)
+        memory = _if_supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
+        rates = _if_supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
+        power = _if_supported(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        return GpuMetrics(
+            index=index,
+            name=name if isinstance(name, str) else name.decode(),
+            memory_used_bytes=int(memory.used) if memory is not None else None,
+            memory_total_bytes=int(memory.total) if memory is not None else None,
+            utilization_percent=int(rates.gpu) if rates is not None else None,
+            temperature_celsius=_if_supported(
+                lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+            ),
+            power_watts=power / _MILLIWATTS_PER_WATT if power is not None else None,
+        )
+
+
+def _if_supported(read: Callable[[], Value]) -> Value | None:
+    try:
+        return read()
+    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+        return None

@@ -1,0 +1,239 @@
+"""Takes hints, leases their chunks and loads them, ahead of need and not further.
+
+What is held ahead is what the engine uses up in LOOKAHEAD_SECONDS: enough that it never waits for a
+lease, little enough that a small job that comes later is not behind much, and that other workers
+get their share at a job's end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import nats.errors
+import structlog
+from nats.js import JetStreamContext
+from nats.js.errors import Error as JetStreamError
+
+from batch_gpu_worker.admission import Admission
+from batch_gpu_worker.holdings import HeldChunk, Holdings
+from batch_gpu_worker.lease import Lease, ReleaseReason
+from vllm_batch import batch_file, ids
+from vllm_batch.blobs import BlobStore
+from vllm_batch.errors import BlobError, EventStoreError, Rejected
+from vllm_batch.event_store.protocol import EventStore
+from vllm_batch.events import Segment
+from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.messaging.consumer import Hint, HintQueue, Outcome
+from vllm_batch.segments import decode_segment
+from vllm_batch.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+LOOKAHEAD_SECONDS = 0.2
+WAIT_SECONDS = 5.0
+LEASES_AT_ONCE_MAX = 4
+LOAD_ATTEMPTS_MAX = 5
+PAUSE_SECONDS = 0.5
+PAUSE_SECONDS_MAX = 5.0
+RATE_SECONDS = 0.05
+
+
+class Unreadable(Exception):
+    """A chunk's requests are not what was planned."""
+
+
+class Intake:
+    """Brings chunks in. ``ending_of`` says whether a job is known to need no more work."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        js: JetStreamContext,
+        blobs: BlobStore,
+        holdings: Holdings,
+        admission: Admission,
+        *,
+        settings: Settings,
+        worker_id: WorkerId,
+        ending_of: Callable[[JobId], ReleaseReason | None],
+    ) -> None:
+        self._store = store
+        self._js = js
+        self._blobs = blobs
+        self._holdings = holdings
+        self._worker_id = worker_id
+        self._ending_of = ending_of
+        self._admission = admission
+        self._leases = asyncio.Semaphore(LEASES_AT_ONCE_MAX)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._coming = 0
+        self._size = float(settings.chunk_requests_max)
+        self._rate = 0.0
+        self._measured = (0.0, 0)
+
+    async def run(self, models: list[str]) -> None:
+        """Take hints for ``models`` until cancelled."""
+        self._admission.hungry.set()
+        async with asyncio.TaskGroup() as group:
+            for model in models:
+                group.create_task(self._run_model(ids.model_key(model)))
+
+    async def close(self) -> None:
+        """Give back what is being leased or loaded; wait until that is done."""
+        self._closed = True
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _run_model(self, key: ids.ModelKey) -> None:
+        queue = HintQueue(self._js, key)
+        try:
+            while True:
+                await self._admission.hungry.wait()
+                if not self._wanted():
+                    self._admission.hungry.clear()
+                    continue
+                await self._leases.acquire()
+                await self._take(queue)
+        finally:
+            await queue.close()
+
+    def _wanted(self) -> bool:
+        """Whether what waits, and what is on its way, is too little."""
+        admission = self._admission
+        now = asyncio.get_running_loop().time()
+        since, answered = self._measured
+        if now - since >= RATE_SECONDS:
+            self._measured = (now, admission.answered)
+            self._rate = (self._rate + (admission.answered - answered) / (now - since)) / 2
+        ahead = max(1, (admission.free + admission.in_flight) // 16)
+        ahead = max(ahead, int(self._rate * LOOKAHEAD_SECONDS))
+        admission.hungry_below = ahead
+        coming = int(self._coming * self._size)
+        return self._holdings.waiting + coming < admission.free + ahead
+
+    async def _take(self, queue: HintQueue) -> None:
+        """Wait for one hint; return as soon as it is here, while the rest goes on."""
+        here = asyncio.Event()
+
+        async def handle(hint: Hint) -> Outcome:
+            self._coming += 1
+            here.set()
+            try:
+                return await self._handle(hint)
+            finally:
+                self._coming -= 1
+
+        async def lane() -> None:
+            try:
+                await queue.take(handle, wait_seconds=WAIT_SECONDS)
+            except (nats.errors.Error, JetStreamError, TimeoutError, ConnectionError) as error:
+                log.warning("no hints to be had", error=repr(error))
+                if not here.is_set():
+                    await asyncio.sleep(PAUSE_SECONDS)
+            finally:
+                self._leases.release()
+                here.set()
+                self._admission.hungry.set()
+
+        task = asyncio.create_task(lane())
+        try:
+            await here.wait()
+        except asyncio.CancelledError:
+            if not here.is_set():
+                task.cancel()
+            raise
+        finally:
+            self._keep(task)
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        if not task.done():
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _handle(self, hint: Hint) -> Outcome:
+        lease = await self._lease(hint)
+        if lease is not None:
+            self._coming += 1
+            self._keep(asyncio.create_task(self._bring_in(lease)))
+        return Outcome.DONE
+
+    async def _lease(self, hint: Hint) -> Lease | None:
+        """Return the lease, None if it is not to be had. Tries until it is known which."""
+        pause = PAUSE_SECONDS
+        while not self._closed:
+            try:
+                return await Lease.take(
+                    self._store, hint.job_id, hint.chunk, worker_id=self._worker_id
+                )
+            except Rejected as error:
+                log.debug("no lease", job=hint.job_id, chunk=hint.chunk, why=str(error))
+                return None
+            except EventStoreError as error:
+                log.warning("not leased yet", job=hint.job_id, chunk=hint.chunk, error=str(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, PAUSE_SECONDS_MAX)
+        return None
+
+    async def _bring_in(self, lease: Lease) -> None:
+        try:
+            chunk = await self._load(lease)
+        except Unreadable as error:
+            planned = lease.chunk.planned
+            log.error(
+                "chunk cannot be read", job=planned.job_id, chunk=planned.chunk, error=str(error)
+            )
+            await asyncio.sleep(PAUSE_SECONDS_MAX)  # the next worker is offered it at once
+            await self._give_back(lease, "error")
+            return
+        finally:
+            self._coming -= 1
+        admission = self._admission
+        self._size = 0.7 * self._size + 0.3 * chunk.unanswered
+        self._holdings.add(chunk)
+        ending = "drained" if self._closed else self._ending_of(chunk.job_id)
+        if ending is not None:
+            admission.end(chunk, ending)
+        elif chunk.unanswered == 0:
+            admission.complete(chunk)
+        else:
+            admission.pump()
+
+    async def _load(self, lease: Lease) -> HeldChunk:
+        """Read the chunk's requests and which of them have a result. Raises Unreadable."""
+        planned = lease.chunk.planned
+        for attempt in range(LOAD_ATTEMPTS_MAX):
+            try:
+                data = await self._blobs.get(
+                    planned.blob, start=planned.offset, length=planned.length
+                )
+                done = await self._recorded(lease.chunk.segments)
+                break
+            except BlobError as error:
+                if attempt == LOAD_ATTEMPTS_MAX - 1:
+                    raise Unreadable(str(error)) from error
+                await asyncio.sleep(min(PAUSE_SECONDS * 2**attempt, PAUSE_SECONDS_MAX))
+        if planned.offset == 0:
+            data = data.removeprefix(batch_file.BOM)
+        lines = list(batch_file.request_lines(data))
+        if len(lines) != planned.count:
+            raise Unreadable(f"{len(lines)} requests where {planned.count} were planned")
+        return HeldChunk(lease, lines, done=done)
+
+    async def _recorded(self, segments: tuple[Segment, ...]) -> set[int]:
+        indexes: set[int] = set()
+        for segment in segments:
+            data = await self._blobs.get(segment.blob)
+            indexes.update(result.index for result in decode_segment(data))
+        return indexes
+
+    async def _give_back(self, lease: Lease, reason: ReleaseReason) -> None:
+        while True:
+            try:
+                return await lease.release(reason)
+            except Rejected:
+                return None  # it is no longer ours
+            except EventStoreError as error:
+                log.warning("not released yet", error=str(error))
+            await asyncio.sleep(PAUSE_SECONDS)
