@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,7 +35,7 @@ _VALUE_WIDTH_MAX = 60
 @app.command()
 def tail(
     subject: Annotated[
-        str, typer.Argument(help="Subject, NATS wildcards allowed: 'job.completed.*', 'chunk.>'")
+        str, typer.Argument(help="Subject with NATS wildcards, for instance job.completed.*")
     ] = ">",
     start: Annotated[
         str,
@@ -91,7 +91,7 @@ def show(
 
 async def select(
     store: EventStore, subject: str, after: int, *, follow: bool
-) -> AsyncIterator[Recorded]:
+) -> AsyncGenerator[Recorded, None]:
     """Yield the events of ``subject`` after a sequence: those there are, or for ever."""
     batches = store.follow([subject], after=after) if follow else store.read(subject, after=after)
     async with aclosing(batches) as source:  # type: ignore[type-var]
@@ -182,7 +182,7 @@ def line_of(recorded: Recorded) -> Text:
 
 
 # A user's file name must not steer the terminal.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160))}
+_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
 
 
 def _print(recorded: Recorded, as_json: bool) -> None:

@@ -57,7 +57,9 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     from vllm_batch.projections import rebuild as rebuilding
 
     async def ask(store: EventStore, settings: Settings, *, progress: Progress) -> Standing:
-        return await rebuilding.standing(store, settings)
+        found = await rebuilding.standing(store, settings)
+        progress(found.seq or 0, found.log_ends_at)
+        return found
 
     found = _run(home, "counting", ask)
     behind = None if found.seq is None else found.log_ends_at - found.seq

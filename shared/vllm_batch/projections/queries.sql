@@ -86,6 +86,12 @@ SELECT * FROM model WHERE name = ANY ($1::text[]);
 INSERT INTO model SELECT * FROM json_populate_recordset(NULL::model, $1)
 ON CONFLICT (name) DO NOTHING;
 
+-- name: checkpoint_of
+SELECT seq FROM {schema}.checkpoint;
+
+-- name: only_verifier
+SELECT pg_try_advisory_lock(hashtextextended($1, 0));
+
 -- What a whole table holds, in constant memory and in any order of its rows.
 -- name: table_names
 SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
