@@ -1,4 +1,4 @@
-"""Says every few seconds that the worker lives and how it does. Telemetry: losing one is no matter."""
+"""Says every few seconds that the worker lives and how it does. Telemetry: some may be lost."""
 
 from __future__ import annotations
 
