@@ -1,0 +1,165 @@
+"""Reading what is known of files and batches: from the log for one, from Postgres for many.
+
+One file or one batch is folded from its own few events, so it is never older than the last write,
+on every replica, and Postgres may be away. Lists, and how far a running batch is, come from the
+read models; without them the counts are folded from the events of the batch's chunks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from datetime import datetime
+from typing import NamedTuple
+
+import msgspec
+
+from batch_gateway.api.errors import shown
+from vllm_batch import ids
+from vllm_batch.aggregates import job as rules
+from vllm_batch.aggregates.job import Job
+from vllm_batch.clock import Clock
+from vllm_batch.errors import NotFound, ProjectionUnavailable
+from vllm_batch.event_store import EventStore
+from vllm_batch.event_store.protocol import fold
+from vllm_batch.events import Recorded, WorkerReady
+from vllm_batch.ids import JobId, ProjectId
+from vllm_batch.messaging import subjects
+from vllm_batch.projections import files, from_log, jobs
+from vllm_batch.projections.read_models import ReadModels
+from vllm_batch.projections.rows import BatchRow, FileRow, ModelRow
+from vllm_batch.settings import Settings
+
+REMEMBERED_JOBS_MAX = 10_000
+
+
+class Counts(NamedTuple):
+    """How many requests of a batch have a result."""
+
+    completed: int
+    failed: int
+
+
+class JobAndRow(NamedTuple):
+    """A job twice: as the rules see it and as clients do, up to event ``seq``."""
+
+    job: Job
+    row: BatchRow
+    seq: int
+
+
+class Reads:
+    """Answers questions; writes nothing."""
+
+    def __init__(
+        self, store: EventStore, read_models: ReadModels, settings: Settings, clock: Clock
+    ) -> None:
+        self.lists = read_models
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+        self._shown_seq = 0
+        self._shown_counts: OrderedDict[JobId, Counts] = OrderedDict()
+
+    async def catch_up(self, seq: int = 0) -> bool:
+        """Wait until the read models hold ``seq`` and all that this process has ever shown.
+
+        Returns False where that took too long or Postgres is away.
+        """
+        self._shown_seq = max(self._shown_seq, seq)
+        return await self.lists.wait_for(self._shown_seq, self._settings.read_your_writes_seconds)
+
+    async def file(self, project: ProjectId, file_id: str) -> FileRow:
+        """Return a file of ``project``.
+
+        Raises:
+            NotFound: no such file, or it is another project's, deleted or expired.
+            EventStoreUnavailable: the log does not answer.
+        """
+        row, _ = await self.file_and_sequence(project, file_id)
+        return row
+
+    async def file_and_sequence(self, project: ProjectId, file_id: str) -> tuple[FileRow, int]:
+        """Return a file and its last sequence, for who wants to append to it; see `file`."""
+        row: FileRow | None = None
+        seq = 0
+        if ids.is_token(file_id):
+            subject = subjects.aggregate("file", file_id)
+            row, seq = await fold(self._store, subject, files.evolve)
+        if row is None or row.project != project or self._is_gone(row):
+            raise NotFound(f"No such File object: {shown(file_id)}")
+        return row, seq
+
+    def _is_gone(self, row: FileRow) -> bool:
+        if row.deleted_at is not None:
+            return True
+        return row.expires_at is not None and row.expires_at <= self._clock.now().timestamp()
+
+    async def job(self, project: ProjectId, job_id: str) -> JobAndRow:
+        """Return a job of ``project``.
+
+        Raises:
+            NotFound: no such job, or it is another project's.
+            EventStoreUnavailable: the log does not answer.
+        """
+        found: JobAndRow | None = None
+        if ids.is_token(job_id):
+            found, _ = await fold(self._store, subjects.job(JobId(job_id)), evolve_job)
+        if found is None or found.row.project != project:
+            raise NotFound(f"No such Batch object: {shown(job_id)}")
+        self._shown_seq = max(self._shown_seq, found.seq)
+        return found
+
+    async def with_counts(self, row: BatchRow) -> BatchRow:
+        """Return ``row`` with how far the batch is, where its own events do not say."""
+        if row.usage is not None or row.in_progress_at is None:
+            return row
+        counts = await self._counts(row)
+        return msgspec.structs.replace(row, completed=counts.completed, failed=counts.failed)
+
+    async def _counts(self, row: BatchRow) -> Counts:
+        try:
+            found = await self.lists.batch(row.project, row.job_id)
+        except ProjectionUnavailable:
+            found = None
+        if found is None:
+            chunks = await from_log.chunk_rows(self._store, row.job_id)
+            counted = from_log.with_counts(row, chunks)
+            counts = Counts(counted.completed, counted.failed)
+            self._remember(row.job_id, counts)
+            return counts
+        # A database that came back may be behind what was shown meanwhile: counts only grow.
+        shown_before = self._shown_counts.get(row.job_id, Counts(0, 0))
+        return max(shown_before, Counts(found.completed, found.failed), key=sum)
+
+    def _remember(self, job_id: JobId, counts: Counts) -> None:
+        self._shown_counts[job_id] = counts
+        self._shown_counts.move_to_end(job_id)
+        if len(self._shown_counts) > REMEMBERED_JOBS_MAX:
+            self._shown_counts.popitem(last=False)
+
+    async def models(self) -> list[ModelRow]:
+        """Return every model that a worker has ever announced."""
+        try:
+            return await self.lists.models()
+        except ProjectionUnavailable:
+            first: dict[str, int] = {}
+            async for batch in self._store.read(subjects.every(WorkerReady)):
+                for recorded in batch:
+                    if isinstance(recorded.event, WorkerReady):
+                        for name in recorded.event.models:
+                            first.setdefault(name, unix(recorded.time))
+            return [ModelRow(name=name, created_at=at) for name, at in first.items()]
+
+
+def evolve_job(state: JobAndRow | None, recorded: Recorded) -> JobAndRow:
+    """Return the job after ``recorded``, both ways."""
+    return JobAndRow(
+        rules.evolve(state.job if state else None, recorded),
+        jobs.evolve(state.row if state else None, recorded),
+        recorded.seq,
+    )
+
+
+def unix(time: datetime) -> int:
+    """Return whole Unix seconds."""
+    return int(time.timestamp())
