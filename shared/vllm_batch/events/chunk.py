@@ -26,8 +26,19 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: int
 
 
+class Cut(msgspec.Struct, frozen=True):
+    """The limits a whole file was cut into chunks by."""
+
+    requests_max: int
+    bytes_max: int
+
+
 class ChunkPlanned(_ChunkEvent, frozen=True, kw_only=True):
-    """``count`` requests in bytes [offset, offset + length) of ``blob``; lines count from 1."""
+    """``count`` requests in bytes [offset, offset + length) of ``blob``; lines count from 1.
+
+    ``cut`` is on a job's chunk 0, which is recorded first: whoever goes on with the planning after a
+    crash keeps to these limits, so that every request is in exactly one chunk.
+    """
 
     TYPE: ClassVar[str] = "chunk.planned"
 
@@ -38,6 +49,7 @@ class ChunkPlanned(_ChunkEvent, frozen=True, kw_only=True):
     count: int
     endpoint: str
     model: str
+    cut: Cut | None = None
 
 
 class ChunkLeased(_ChunkEvent, frozen=True, kw_only=True):

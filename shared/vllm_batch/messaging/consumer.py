@@ -14,6 +14,7 @@ import msgspec
 import nats.errors
 from nats.js import JetStreamContext
 from nats.js.errors import Error as JetStreamError
+from nats.js.errors import NotFoundError
 
 from vllm_batch.ids import JobId, ModelKey
 from vllm_batch.messaging import subjects, topology
@@ -47,13 +48,26 @@ class HintQueue:
         self._key = key
         self._subscription: JetStreamContext.PullSubscription | None = None
 
-    async def offer(self, hint: Hint) -> None:
-        """Publish a hint.
+    async def offer(self, hint: Hint) -> int:
+        """Publish a hint; return its sequence, which `is_waiting` takes.
 
         Raises:
             nats.errors.Error: it may not have been stored; the scheduler will offer again.
         """
-        await self._js.publish(subjects.work(self._key), msgspec.json.encode(hint))
+        ack = await self._js.publish(subjects.work(self._key), msgspec.json.encode(hint))
+        return int(ack.seq)
+
+    async def is_waiting(self, sequence: int) -> bool:
+        """Tell whether the hint with ``sequence`` still waits for a worker, or for its ack.
+
+        Raises:
+            nats.errors.Error: NATS is away.
+        """
+        try:
+            await self._js.get_msg(topology.WORK, sequence)
+        except NotFoundError:
+            return False
+        return True
 
     async def take(self, handler: Handler, *, wait_seconds: float) -> Outcome | None:
         """Hand the next hint to ``handler`` and ack after its outcome; None if none came in time.
