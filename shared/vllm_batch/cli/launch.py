@@ -24,6 +24,7 @@ from vllm_batch.local.stack import EngineName, LocalStack
 from vllm_batch.local.state import StackState
 from vllm_batch.notify import notify
 from vllm_batch.settings import Settings
+from vllm_batch.telemetry import configure_logs
 
 _DOWN_SECONDS = 90.0
 _LOOK_SECONDS = 0.1
@@ -141,13 +142,14 @@ class _Quiet:
 
 def _stack(options: StackOptions, view: StackView | _Quiet) -> LocalStack:
     settings = Settings(home=options.home.root)
+    configure_logs(settings.model_copy(update={"log_level": "WARNING"}), service="supervisor")
     given = settings.model_fields_set
     engine = options.engine or (settings.engine if "engine" in given else "vllm")
     names: dict[str, EngineName] = {name: name for name in get_args(EngineName)}
     return LocalStack(
         options.home.root,
         engine=names[engine],
-        model=options.model or _configured_model(settings, options.home),
+        model=options.model or configured_model(settings, options.home),
         port=options.port,
         workers=options.workers,
         on_change=view.changed,
@@ -155,7 +157,7 @@ def _stack(options: StackOptions, view: StackView | _Quiet) -> LocalStack:
     )
 
 
-def _configured_model(settings: Settings, home: Home) -> str:
+def configured_model(settings: Settings, home: Home) -> str:
     """Return the model of the settings, unless it is what `env` exported: a name for clients."""
     model = settings.model
     if model == state.read(home.state_file).model_name and not Path(model).exists():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Annotated
 
@@ -42,30 +42,33 @@ def register(app: typer.Typer) -> None:
                 f"no log of {service!r} in {folder}; there are: {', '.join(names) or 'none'}"
             )
         path = folder / f"{service}.log"
-        lines = deque(path.open(encoding="utf-8", errors="replace"), maxlen=tail)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            lines = deque(file, maxlen=tail)
+            position = file.tell()
         for line in lines:
             _print(line, as_json)
         if follow:
-            for line in follow_file(path):
+            for line in follow_file(path, position):
                 _print(line, as_json)
 
 
-def follow_file(path: Path) -> Iterator[str]:
-    """Yield lines as they are appended to ``path``, across rotations, for ever."""
-    file = path.open(encoding="utf-8", errors="replace")
-    file.seek(0, 2)
+def follow_file(path: Path, position: int) -> Generator[str, None, None]:
+    """Yield lines of ``path`` from ``position`` on as it grows, across rotations, for ever."""
     partial = ""
     while True:
-        if line := file.readline():
-            partial += line
-            if partial.endswith("\n"):
-                yield partial
-                partial = ""
-        elif _was_rotated(path, file.fileno()):
-            file.close()
-            file = path.open(encoding="utf-8", errors="replace")
-        else:
-            time.sleep(_LOOK_SECONDS)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            file.seek(position)
+            while True:
+                if line := file.readline():
+                    partial += line
+                    if partial.endswith("\n"):
+                        yield partial
+                        partial = ""
+                elif _was_rotated(path, file.fileno()):
+                    break
+                else:
+                    time.sleep(_LOOK_SECONDS)
+        position = 0
 
 
 def _was_rotated(path: Path, descriptor: int) -> bool:

