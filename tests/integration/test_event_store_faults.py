@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-
 from tests.conftest import NatsServer
+
 from vllm_batch.errors import Conflict, EventStoreUnavailable
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-
 from tests.conftest import NatsServer
+
 from vllm_batch import ids
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.ids import JobId
