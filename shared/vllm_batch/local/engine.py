@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from vllm_batch.settings import Settings
+
+_CPU_KVCACHE_GIB = "2"
+_SMALL_MODEL_ARGUMENTS = ("--max-model-len", "1024")
 
 
 @dataclass(frozen=True)
@@ -26,32 +31,31 @@ class PreparedEngine:
 
 
 def prepare_engine(
-    choice: EngineChoice,
-    needed: bool,
-    overrides: Mapping[str, Any],
-    on_progress: Callable[[str], None],
-    variant_wanted: str = "auto",
+    choice: EngineChoice, base: Settings, *, needed: bool, on_progress: Callable[[str], None]
 ) -> PreparedEngine:
     """Install what the engine needs, once per machine, and return how workers find it.
 
-    Raises StackError when it cannot be installed.
+    ``base``: what the user has set; an engine of the user's own is taken as it is. Raises
+    StackError when the installation fails.
     """
     # Said even when empty: VLLM_BATCH_MODEL in the caller's shell may be the name that clients use.
     settings: dict[str, Any] = {"engine": choice.engine, "model": choice.model}
-    if choice.engine != "vllm" or not needed or "engine_python" in overrides:
+    if choice.engine != "vllm" or not needed or base.engine_python:
         return PreparedEngine(settings)
     from vllm_batch.local import engine_env, model
 
-    variant = engine_env.detect_variant(overrides.get("engine_variant", variant_wanted))
+    variant = engine_env.detect_variant(base.engine_variant)
     python = engine_env.ensure(variant, on_progress=on_progress)
     settings["engine_python"] = python
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     if not choice.model:
         folder = model.ensure(python, on_progress=on_progress)
-        settings |= {"model": str(folder), "model_name": model.NAME}
+        settings["model"] = str(folder)
     if Path(settings["model"]).is_dir():
         environment["HF_HUB_OFFLINE"] = "1"
     if variant is engine_env.Variant.CPU:
-        environment["VLLM_CPU_KVCACHE_SPACE"] = "2"
-        settings["engine_args"] = ["--enforce-eager", "--max-model-len", "1024"]
+        environment["VLLM_CPU_KVCACHE_SPACE"] = _CPU_KVCACHE_GIB
+        if "engine_args" not in base.model_fields_set:
+            small = () if choice.model else _SMALL_MODEL_ARGUMENTS
+            settings["engine_args"] = ["--enforce-eager", *small]
     return PreparedEngine(settings, environment)

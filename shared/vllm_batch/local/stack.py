@@ -223,8 +223,9 @@ class LocalStack:
         self._state = "starting"
         self._supervisor = self._new_supervisor()
         self._choose_ports(before.ports)
+        base = self._validated({"home": self.home.root, **self._overrides})
         chosen = prepare_engine(
-            self._engine, self._wants("worker"), self._overrides, self._on_progress
+            self._engine, base, needed=self._wants("worker"), on_progress=self._on_progress
         )
         servers, dsn = self._servers()
         values = {
@@ -235,14 +236,17 @@ class LocalStack:
             **chosen.settings,
             **self._overrides,
         }
-        try:
-            self._settings = Settings(**values)
-        except ValidationError as error:
-            raise StackError(f"settings are wrong: {error}") from error
+        self._settings = self._validated(values)
         values["model_name"] = self._settings.model_name
         self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
         self._loop = LoopThread("supervisor")
         self._loop.call(self._start(servers))
+
+    def _validated(self, values: dict[str, Any]) -> Settings:
+        try:
+            return Settings(**values)
+        except ValidationError as error:
+            raise StackError(f"settings are wrong: {error}") from error
 
     def _choose_ports(self, before: Mapping[str, int]) -> None:
         wanted = DEFAULT_PORT if self._port is None else None

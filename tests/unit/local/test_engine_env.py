@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from vllm_batch.errors import StackError
 from vllm_batch.local import engine_env
 from vllm_batch.local.engine import EngineChoice, prepare_engine
 from vllm_batch.local.engine_env import Variant
+from vllm_batch.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +64,18 @@ def test_too_small_a_disk_is_a_clear_error(cache: Path, monkeypatch: pytest.Monk
         engine_env.ensure(Variant.CPU, on_progress=print)
 
 
-def test_engines_that_need_no_installation_install_nothing(cache: Path) -> None:
-    prepared = prepare_engine(EngineChoice("simulated"), True, {}, print)
-    assert prepared.settings == {"engine": "simulated", "model": ""}
-    prepared = prepare_engine(EngineChoice("vllm", "m"), False, {}, print)
-    assert prepared.settings == {"engine": "vllm", "model": "m"}
+@pytest.mark.parametrize(
+    ("choice", "needed", "set_by_the_user"),
+    [
+        (EngineChoice("simulated"), True, {}),
+        (EngineChoice("vllm", "m"), False, {}),
+        (EngineChoice("vllm", "m"), True, {"engine_python": sys.executable}),
+    ],
+)
+def test_engines_that_need_no_installation_install_nothing(
+    cache: Path, tmp_path: Path, choice: EngineChoice, needed: bool, set_by_the_user: dict[str, Any]
+) -> None:
+    base = Settings(home=tmp_path, **set_by_the_user)
+    prepared = prepare_engine(choice, base, needed=needed, on_progress=print)
+    assert prepared.settings == {"engine": choice.engine, "model": choice.model}
     assert not cache.exists()
