@@ -82,15 +82,19 @@ def usage_of(body: bytes) -> Usage:
 
 
 def error_of(status: int, body: bytes) -> bytes:
-    """Return an engine's error body as it is, or wrapped where it is not a JSON object."""
+    """Return an engine's error body as it is, or in an error object where it is something else."""
+    text = body.decode(errors="replace")
     try:
         body.decode()
-        _check_object(body)
-    except ValueError:
-        text = body.decode(errors="replace")[:_TEXT_CHARACTERS_MAX]
-        kind = "server_error" if status >= 500 else "invalid_request_error"
-        return error_body(text or f"HTTP {status}", code=f"http_{status}", kind=kind)
-    return body
+        fields = _object_decoder.decode(body)
+        if "error" in fields:
+            return body
+        text = msgspec.json.decode(fields["detail"], type=str)  # FastAPI's own errors
+    except (KeyError, ValueError, RecursionError):
+        pass
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    message = text[:_TEXT_CHARACTERS_MAX] or f"HTTP {status}"
+    return error_body(message, code=f"http_{status}", kind=kind)
 
 
 def _check_object(body: bytes) -> None:

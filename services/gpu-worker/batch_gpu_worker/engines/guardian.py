@@ -21,12 +21,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PROC = Path("/proc")
-_KILL_PAUSE_SECONDS = 0.02
+_PAUSE_SECONDS = 0.02
+_TRACKER_SECONDS = 3.0
 _SESSION, _START_TIME = 3, 19  # fields of /proc/<pid>/stat after the name: session, start time
 
 
@@ -62,13 +64,30 @@ def boot_id() -> str:
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
-def kill_session(session: int, *, spare: int = 0) -> list[int]:
-    """SIGKILL every process of ``session`` but ``spare``; return their pids."""
-    killed = [pid for pid in session_members(session) if pid != spare]
-    for pid in killed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    return killed
+def end_processes(find: Callable[[], Iterable[int]]) -> list[int]:
+    """SIGKILL what ``find`` finds until it finds nothing more; return the pids.
+
+    Python's trackers of shared memory come last, after a moment in which they remove what their
+    dead clients left in /dev/shm: hundreds of megabytes with vLLM.
+    """
+    patience = time.monotonic() + _TRACKER_SECONDS
+    killed: set[int] = set()
+    while found := set(find()):
+        trackers = {pid for pid in found if _is_tracker(pid)}
+        victims = found - trackers if time.monotonic() < patience else found
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= victims
+        time.sleep(_PAUSE_SECONDS)
+    return sorted(killed)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def kill_recorded(record: Path) -> list[int]:
@@ -83,11 +102,9 @@ def kill_recorded(record: Path) -> list[int]:
         return []
     killed: list[int] = []
     if boot == boot_id():
-        for pid in session_members(session):
-            if (start_time(pid) or 0) >= started:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
+        killed = end_processes(
+            lambda: [pid for pid in session_members(session) if (start_time(pid) or 0) >= started]
+        )
     record.unlink(missing_ok=True)
     return killed
 
@@ -100,20 +117,19 @@ def _children() -> list[int]:
 
 def _bury(server: subprocess.Popen[bytes]) -> None:
     """Kill and reap all that is left below this process, whatever session it went to."""
-    while True:
-        kill_session(os.getsid(0), spare=os.getpid())
-        children = _children()
-        for pid in children:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        if server.returncode is None:
-            server.poll()
+    own = os.getpid()
+
+    def left() -> set[int]:
         with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        if not children and len(session_members(os.getsid(0))) == 1:
-            return
-        time.sleep(_KILL_PAUSE_SECONDS)
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == server.pid:
+                    server.returncode = os.waitstatus_to_exitcode(status)
+                if pid == 0:
+                    break
+        return ({*session_members(own), *_children()}) - {own}
+
+    end_processes(left)
 
 
 def _die_with_guardian() -> None:

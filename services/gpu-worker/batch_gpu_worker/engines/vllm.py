@@ -197,8 +197,7 @@ class VllmEngine:
                 return False
             if time.monotonic() > deadline:
                 log.error("vLLM is neither well nor gone: killing it")
-                if self._process is not None:
-                    _kill(self._process)
+                await self._kill()
                 return True
             await asyncio.sleep(VERDICT_PAUSE_SECONDS)
         return True
@@ -210,8 +209,14 @@ class VllmEngine:
             try:
                 await asyncio.wait_for(process.wait(), STOP_GRACE_SECONDS + 2)
             except TimeoutError:
-                _kill(process)
+                await self._kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
+        await self._kill()
+
+    async def _kill(self) -> None:
+        """Kill the guardian and everything it runs."""
         await asyncio.to_thread(guardian.kill_recorded, self._record)
 
     async def _forward_output(self, output: asyncio.StreamReader | None) -> None:
@@ -225,11 +230,6 @@ class VllmEngine:
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
             log.info("engine", line=text)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """Kill everything the guardian runs, and the guardian."""
-    guardian.kill_session(process.pid)
 
 
 def has_nvidia_gpu() -> bool:
