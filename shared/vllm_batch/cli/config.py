@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from vllm_batch.cli import output
 from vllm_batch.cli.options import HomeOption, JsonOption, home_of
+from vllm_batch.local.validated import validated_settings
 from vllm_batch.settings import Settings
 
 
@@ -22,7 +23,7 @@ def register(app: typer.Typer) -> None:
     def config(home: HomeOption = None, as_json: JsonOption = False) -> None:
         """Print every setting with its value and source; secrets are hidden."""
         place = home_of(home)
-        rows = describe(Settings(home=place.root), place.settings_file)
+        rows = describe(validated_settings(place), place.settings_file)
         if as_json:
             output.print_json(rows)
             return

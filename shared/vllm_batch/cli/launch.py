@@ -22,6 +22,7 @@ from vllm_batch.local import leftovers, state
 from vllm_batch.local.home import Home
 from vllm_batch.local.stack import EngineName, LocalStack
 from vllm_batch.local.state import StackState
+from vllm_batch.local.validated import validated_settings
 from vllm_batch.notify import notify
 from vllm_batch.settings import Settings
 from vllm_batch.telemetry import configure_logs
@@ -141,7 +142,7 @@ class _Quiet:
 
 
 def _stack(options: StackOptions, view: StackView | _Quiet) -> LocalStack:
-    settings = Settings(home=options.home.root)
+    settings = validated_settings(options.home)
     configure_logs(settings.model_copy(update={"log_level": "WARNING"}), service="supervisor")
     given = settings.model_fields_set
     engine = options.engine or (settings.engine if "engine" in given else "vllm")

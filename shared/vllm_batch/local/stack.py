@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import ValidationError
-
 from vllm_batch.errors import StackError
 from vllm_batch.local import leftovers, ports, state
 from vllm_batch.local.api_key import ensure_api_key
@@ -30,6 +28,7 @@ from vllm_batch.local.postgres import postgres_spec
 from vllm_batch.local.programs import api_spec, environment_of, orchestrator_spec, worker_spec
 from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceStatus
 from vllm_batch.local.supervisor import Supervisor
+from vllm_batch.local.validated import validated_settings
 from vllm_batch.settings import Settings
 
 DEFAULT_PORT = 4080
@@ -223,7 +222,7 @@ class LocalStack:
         self._state = "starting"
         self._supervisor = self._new_supervisor()
         self._choose_ports(before.ports)
-        base = self._validated({"home": self.home.root, **self._overrides})
+        base = validated_settings(self.home, **self._overrides)
         chosen = prepare_engine(
             self._engine, base, needed=self._wants("worker"), on_progress=self._on_progress
         )
@@ -236,17 +235,11 @@ class LocalStack:
             **chosen.settings,
             **self._overrides,
         }
-        self._settings = self._validated(values)
+        self._settings = validated_settings(self.home, **values)
         values["model_name"] = self._settings.model_name
         self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
         self._loop = LoopThread("supervisor")
         self._loop.call(self._start(servers))
-
-    def _validated(self, values: dict[str, Any]) -> Settings:
-        try:
-            return Settings(**values)
-        except ValidationError as error:
-            raise StackError(f"settings are wrong: {error}") from error
 
     def _choose_ports(self, before: Mapping[str, int]) -> None:
         wanted = DEFAULT_PORT if self._port is None else None
