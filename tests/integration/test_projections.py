@@ -230,6 +230,10 @@ async def test_workers_models_and_keys(store: MemoryEventStore, settings: Settin
             ("w1", "lost", "silent"),
             ("w2", "ready", None),
         ]
+        await append(store, ready("w1", "a"))
+        await caught_up(models, store)
+        back = (await models.workers())[0]
+        assert (back.status, back.models, back.ended_at, back.reason) == ("ready", ["a"], None, None)
         assert [(k.key_id, k.revoked_at) for k in await models.api_keys()] == [("key_1", CREATED)]
 
 

@@ -44,7 +44,9 @@ def evolve(row: WorkerRow | None, recorded: Recorded) -> WorkerRow:
     replace = msgspec.structs.replace
     match event:
         case WorkerReady(models=models, in_flight_max=in_flight_max):
-            return replace(row, status="ready", models=models, in_flight_max=in_flight_max)
+            # It may have been taken for lost while it was frozen or cut off.
+            back: dict[str, object] = {"status": "ready", "ended_at": None, "reason": None}
+            return replace(row, models=models, in_flight_max=in_flight_max, **back)
         case WorkerStopped(reason=reason):
             return replace(row, status="stopped", ended_at=max(now, row.started_at), reason=reason)
         case WorkerLost(reason=reason):
