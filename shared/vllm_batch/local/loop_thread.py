@@ -25,7 +25,12 @@ class LoopThread:
         if not self._thread.is_alive():
             work.close()
             raise StackError("the stack is not running")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # the caller was interrupted: nobody waits for it any more
+            raise
 
     def soon(self, deed: Callable[[], None]) -> None:
         """Have ``deed`` called on the loop; does not wait, so a signal handler may use it."""

@@ -13,7 +13,7 @@ from vllm_batch.local.home import Home
 from vllm_batch.settings import Settings
 
 
-def validated_settings(home: Home, **values: Any) -> Settings:
+def validated_settings(home: Home, /, **values: Any) -> Settings:
     """Return the settings of ``home`` with ``values`` above them.
 
     Raises StackError with one line per wrong value.
