@@ -6,7 +6,8 @@
                       └────────────release───────────┘
 
 Only the holder of the current epoch can record, complete or be released; everybody else has lost
-the lease. A lease is never taken over in place: it is released first, so each takeover is on record.
+the lease. A lease is never taken over in place: it is released first, so each takeover is on
+record.
 """
 
 from __future__ import annotations

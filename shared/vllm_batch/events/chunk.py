@@ -36,8 +36,8 @@ class Cut(msgspec.Struct, frozen=True):
 class ChunkPlanned(_ChunkEvent, frozen=True, kw_only=True):
     """``count`` requests in bytes [offset, offset + length) of ``blob``; lines count from 1.
 
-    ``cut`` is on a job's chunk 0, which is recorded first: whoever goes on with the planning after a
-    crash keeps to these limits, so that every request is in exactly one chunk.
+    ``cut`` is on a job's chunk 0, which is recorded first: whoever goes on with the planning after
+    a crash keeps to these limits, so that every request is in exactly one chunk.
     """
 
     TYPE: ClassVar[str] = "chunk.planned"
