@@ -49,7 +49,7 @@ def warn(text: str) -> None:
     """Say something on stderr that is not the result."""
     from rich.markup import escape
 
-    console(stderr=True).print(f"[yellow]{escape(text)}[/]")
+    console(stderr=True).print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
 
 
 def explain(error: BaseException) -> ExitCode:
@@ -59,7 +59,7 @@ def explain(error: BaseException) -> ExitCode:
     text = str(error) or type(error).__name__
     if not isinstance(error, BatchError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
-    console(stderr=True).print(f"[bold red]error:[/] {escape(text)}")
+    console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
     if isinstance(error, NotRunning):
         return ExitCode.NOT_RUNNING
     if isinstance(error, NotFound):

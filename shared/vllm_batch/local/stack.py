@@ -238,6 +238,7 @@ class LocalStack:
         self._settings = validated_settings(self.home, **values)
         values["model_name"] = self._settings.model_name
         self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
+        self._on_progress("")
         self._loop = LoopThread("supervisor")
         self._loop.call(self._start(servers))
 
