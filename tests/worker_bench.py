@@ -52,11 +52,16 @@ def line_of(custom_id: str, body: dict[str, Any] | bytes, url: str = CHAT) -> by
     return msgspec.json.encode(line) + b"\n"
 
 
-async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 20.0) -> None:
+async def until(
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 20.0
+) -> None:
     """Wait for a condition, at most so long."""
     async with asyncio.timeout(seconds):
-        while not await condition():
-            await asyncio.sleep(0.02)
+        while True:
+            met = condition()
+            if met if isinstance(met, bool) else await met:
+                return
+            await asyncio.sleep(0.01)
 
 
 @dataclass
@@ -83,7 +88,8 @@ class WorkerBench:
         job_id, blob = ids.new_job_id(), f"files/{ids.new_file_id()}"
         if not missing_blob:
             await self.blobs.put(blob, b"".join(lines))
-        planned, offset = [], 0
+        planned: list[ChunkPlanned] = []
+        offset = 0
         for first in range(0, len(lines), chunk_requests):
             part = lines[first : first + chunk_requests]
             length = sum(map(len, part))

@@ -63,15 +63,25 @@ class GpuMeter:
             memory_used_bytes=int(memory.used) if memory is not None else None,
             memory_total_bytes=int(memory.total) if memory is not None else None,
             utilization_percent=int(rates.gpu) if rates is not None else None,
-            temperature_celsius=_if_supported(
-                lambda: int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
-            ),
+            temperature_celsius=_temperature(handle),
             power_watts=power / _MILLIWATTS_PER_WATT if power is not None else None,
         )
+
+
+def _temperature(handle: pynvml.c_nvmlDevice_t) -> int | None:
+    sensor = pynvml.NVML_TEMPERATURE_GPU
+    value = _if_supported(lambda: int(pynvml.nvmlDeviceGetTemperatureV(handle, sensor)))
+    if value is None:  # drivers before 570 know only the older call, which CUDA 14 drops
+        value = _if_supported(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, sensor)))
+    return value
 
 
 def _if_supported(read: Callable[[], Value]) -> Value | None:
     try:
         return read()
-    except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+    except (
+        pynvml.NVMLError_NotSupported,
+        pynvml.NVMLError_NoPermission,
+        pynvml.NVMLError_FunctionNotFound,
+    ):
         return None
