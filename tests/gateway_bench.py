@@ -57,7 +57,7 @@ class Gateway:
 
     async def wait_until_known(self, secret: str) -> None:
         async with asyncio.timeout(5), self.http(secret) as http:
-            while (await http.get("/files/file-x")).status_code == 401:  # noqa: ASYNC110
+            while (await http.get("/files/file-x")).status_code == 401:
                 await asyncio.sleep(0.005)  # the condition is at another process
 
     def wait_until(self, status: str, timeout_seconds: float = 20.0) -> None:
