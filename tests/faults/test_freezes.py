@@ -1,0 +1,116 @@
+"""Processes that stop for longer than they may and then go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+from tests.faults.conftest import Bench, StartBench
+from vllm_batch.event_store import jetstream
+from vllm_batch.events import ChunkLeased, ChunkReleased, Event, Recorded, WorkerLost
+
+FREEZES = 1
+
+
+async def log_of(bench: Bench, subject: str) -> list[Recorded]:
+    async with jetstream.connect(bench.stack.settings, source="test") as store:
+        return [recorded async for batch in store.read(subject) for recorded in batch]
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.1)
+
+
+async def taken_over(bench: Bench) -> bool:
+    """Tell whether every chunk that a lost worker held was leased by another since."""
+    held: dict[tuple[str, ...], Event] = {}
+    lost = False
+    for recorded in await log_of(bench, ">"):
+        event = recorded.event
+        lost = lost or isinstance(event, WorkerLost)
+        if isinstance(event, ChunkReleased) and event.reason == "worker_lost":
+            held[event.aggregate_id()] = event
+        elif isinstance(event, ChunkLeased):
+            held.pop(event.aggregate_id(), None)
+    return lost and not held
+
+
+async def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(
+    start_bench: StartBench,
+) -> None:
+    bench = start_bench(workers=2)
+    work = bench.submit("frozen", 4000)
+    bench.client.wait_progress(work, 500)
+    zombie = bench.stack.service("worker-1")
+    zombie.kill(signal.SIGSTOP)
+    try:
+        await until(lambda: taken_over(bench))
+    finally:
+        zombie.kill(signal.SIGCONT)
+    assert bench.client.wait_ended(work).status == "completed"
+    assert await bench.oracle.findings(kills=FREEZES) == []
+
+
+async def test_a_leader_frozen_past_its_lease_does_no_harm_when_it_wakes(
+    start_bench: StartBench,
+) -> None:
+    bench = start_bench(workers=2, orchestrators=2)
+    work = bench.submit("leader", 3000)
+    bench.client.wait_progress(work, 300)
+    for name in ("orchestrator", "orchestrator-2"):  # one of them leads
+        service = bench.stack.service(name)
+        service.kill(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(2 * bench.stack.settings.leader_lease_seconds)
+            done = results(bench)
+            bench.client.wait_progress(work, min(3000, done + 200))
+        finally:
+            service.kill(signal.SIGCONT)
+    assert bench.client.wait_ended(work).status == "completed"
+    assert await bench.oracle.findings(kills=0) == []
+
+
+def results(bench: Bench) -> int:
+    counts = bench.client.batch(bench.works[0]).request_counts
+    return counts.completed + counts.failed if counts else 0
+
+
+async def test_two_orchestrators_share_and_the_leader_dies(start_bench: StartBench) -> None:
+    bench = start_bench(workers=2, orchestrators=2)
+    works = [bench.submit(f"two{number}", 1000) for number in range(3)]
+    for name in ("orchestrator", "orchestrator-2", "orchestrator"):
+        service = bench.stack.service(name)
+        service.wait_restarted(service.kill())
+    for work in works:
+        assert bench.client.wait_ended(work).status == "completed"
+    assert await bench.oracle.findings(kills=0) == []
+
+
+async def test_postgres_down_for_half_a_minute_while_inference_goes_on(
+    start_bench: StartBench,
+) -> None:
+    bench = start_bench(workers=1)
+    before = bench.submit("before", 9000)
+    bench.client.wait_progress(before, 300)
+    postgres = bench.stack.service("postgres")
+    postgres.hold(signal.SIGKILL)
+    down_since = time.monotonic()
+    try:
+        during = bench.submit("during", 300)
+        assert bench.client.wait_ended(during, 25).status == "completed"
+        shown = 0
+        while time.monotonic() - down_since < 30:
+            now = results(bench)
+            assert now >= shown
+            shown = now
+            await asyncio.sleep(0.5)
+        assert shown > 3000
+    finally:
+        postgres.release()
+    postgres.wait_ready()
+    assert bench.client.wait_ended(before).status == "completed"
+    assert await bench.oracle.findings(kills=0) == []
