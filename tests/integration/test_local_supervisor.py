@@ -139,6 +139,19 @@ def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
         stack_of(tmp_path, missing, backoff=Backoff(first=0.01)).start()
 
 
+def test_a_service_that_cannot_be_started_again_is_tried_until_it_can(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    spec = program("steady", STEADY, cwd=tmp_path / "work")
+    with stack_of(tmp_path / "home", spec, backoff=Backoff(first=0.01)) as stack:
+        service = stack.service("steady")
+        (tmp_path / "work").rename(tmp_path / "away")
+        old = service.kill()
+        stack.wait_for(lambda: service.status.restarts >= 3, 10, "some attempts")
+        assert "cannot be started: [Errno 2]" in service.status.status
+        (tmp_path / "away").rename(tmp_path / "work")
+        assert service.wait_restarted(old) != old
+
+
 def test_repeated_deaths_are_shown_as_a_crash_loop_and_still_retried(tmp_path: Path) -> None:
     source = NOTIFY + textwrap.dedent(f"""
         notify("READY=1")

@@ -23,8 +23,8 @@ _START_TIME_SLACK_SECONDS = 0.05
 def end_marked(mark: str) -> list[int]:
     """SIGKILL every process marked ``mark`` or ``mark:…`` but the caller; returns their pids.
 
-    Their process groups go with them: an engine's parts overwrite their environment for a nicer title
-    and cannot be found by it, but they stay in the group of the one that started them.
+    Their process groups go with them: an engine's parts overwrite their environment for a nicer
+    title and cannot be found by it, but they stay in the group of the one that started them.
     """
     found = [pid for pid in marked(mark) if pid != os.getpid()]
     for pid in found:

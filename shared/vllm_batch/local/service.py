@@ -148,17 +148,13 @@ class SupervisedService:
             await self._wanted.wait()
             if self._stopping.is_set():
                 return
-            process = self._spawn()
-            readiness = asyncio.create_task(self._await_ready())
-            ready_since = await self._until_exit()
-            readiness.cancel()
-            self._after_exit(process)
+            ready_seconds = await self._run_once()
             if self._stopping.is_set():
                 return
             if not self._wanted.is_set():
                 self._set(ServiceState.HELD)
                 continue
-            self._deaths = 1 if ready_since > self._backoff.stable else self._deaths + 1
+            self._deaths = 1 if ready_seconds > self._backoff.stable else self._deaths + 1
             if not self._ever_ready and self._deaths >= _FIRST_START_DEATHS_MAX:
                 self._first_failure = (
                     f"{self._status} while starting, {self._deaths} times in a row"
@@ -166,6 +162,20 @@ class SupervisedService:
                 self._set(ServiceState.STOPPED)
                 return
             await self._pause()
+
+    async def _run_once(self) -> float:
+        """Run the program until it ends; returns how many seconds it had been ready."""
+        try:
+            process = self._spawn()
+        except (OSError, StackError) as error:  # no memory, no file handles, a full disk …
+            self._status = f"cannot be started: {error}"
+            self.log.note(self._status)
+            return 0.0
+        readiness = asyncio.create_task(self._await_ready())
+        ready_seconds = await self._until_exit()
+        readiness.cancel()
+        self._after_exit(process)
+        return ready_seconds
 
     async def _pause(self) -> None:
         looping = self._deaths >= self._backoff.crash_loop_after
@@ -205,19 +215,24 @@ class SupervisedService:
             sys.executable, "-I", "-S", exec_child.__file__, str(os.getpid()),
             str(int(self.spec.death_signal)), str(self.spec.uid), str(self.spec.gid),
         )  # fmt: skip
-        self._exited = asyncio.Event()
         read_end, write_end = os.pipe()
-        self._process = subprocess.Popen(
-            (*wrapper, *self.spec.argv),
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=write_end,
-            env=environment,
-            cwd=self.spec.cwd,
-            start_new_session=True,
-        )
+        try:
+            self._process = subprocess.Popen(
+                (*wrapper, *self.spec.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=write_end,
+                stderr=write_end,
+                env=environment,
+                cwd=self.spec.cwd,
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(read_end)
+            raise
+        finally:
+            os.close(write_end)
+        self._exited = asyncio.Event()
         self._started = started_at(self._process.pid)
-        os.close(write_end)
         self.log.note(f"started, pid {self._process.pid}")
         self._output = read_end
         self.log.follow(read_end)

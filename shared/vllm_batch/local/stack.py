@@ -313,7 +313,8 @@ class LocalStack:
             self._statuses = self._supervisor.statuses()
             self._changed.notify_all()
         snapshot = self._snapshot()
-        state.write(self.home.state_file, snapshot)
+        with contextlib.suppress(OSError):  # a full disk must not end the supervision
+            state.write(self.home.state_file, snapshot)
         self._on_change(snapshot)
 
     def _snapshot(self) -> state.StackState:
