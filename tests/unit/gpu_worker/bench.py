@@ -38,12 +38,13 @@ async def held(
     return HeldChunk(lease, [line(index) for index in range(count)])
 
 
+Step = EngineResponse | Exception | Callable[[], Awaitable[object]]
+
+
 class ScriptedEngine:
     """Does what the test says, call after call; the last step is repeated."""
 
-    def __init__(
-        self, *steps: EngineResponse | Exception | Callable[[], Awaitable[object]]
-    ) -> None:
+    def __init__(self, *steps: Step) -> None:
         self.ready = asyncio.Event()
         self.ready.set()
         self.bodies: list[bytes] = []

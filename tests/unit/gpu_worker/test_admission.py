@@ -104,7 +104,8 @@ async def works(
     monkeypatch.setattr("batch_gpu_worker.checkpoint.RETRY_SECONDS", 0.01)
     limits = Settings(home=tmp_path, **settings)
     store, blobs = MoodyStore(), FullBlobs(open_blobs(limits.blob_url))
-    holdings, lost = Holdings(), []
+    holdings = Holdings()
+    lost: list[HeldChunk] = []
 
     def pump() -> None:
         admission.pump()

@@ -18,6 +18,7 @@ import random
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -33,7 +34,7 @@ _MARK_START = b"[[sim:"
 
 
 class _EmbeddingRequest(msgspec.Struct):
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[Any]  # texts, one text as tokens, or several of those
 
 
 class SimulatedEngine:
