@@ -46,7 +46,7 @@ from vllm_batch.events import (
 from vllm_batch.ids import FileId, JobId, KeyId, ProjectId, WorkerId
 from vllm_batch.postgres import migrate, queries
 from vllm_batch.postgres.connection import connect
-from vllm_batch.projections import from_log
+from vllm_batch.projections import from_log, runner
 from vllm_batch.projections.read_models import ReadModels
 from vllm_batch.projections.runner import Projector
 from vllm_batch.settings import Settings
@@ -80,7 +80,7 @@ async def projecting(store: MemoryEventStore, settings: Settings) -> AsyncIterat
 
 async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - what is waited for is in another process
+        while not await condition():
             await asyncio.sleep(0.02)
 
 
@@ -233,7 +233,12 @@ async def test_workers_models_and_keys(store: MemoryEventStore, settings: Settin
         await append(store, ready("w1", "a"))
         await caught_up(models, store)
         back = (await models.workers())[0]
-        assert (back.status, back.models, back.ended_at, back.reason) == ("ready", ["a"], None, None)
+        assert (back.status, back.models, back.ended_at, back.reason) == (
+            "ready",
+            ["a"],
+            None,
+            None,
+        )
         assert [(k.key_id, k.revoked_at) for k in await models.api_keys()] == [("key_1", CREATED)]
 
 
@@ -388,3 +393,22 @@ async def test_every_query_is_accepted_by_the_schema(settings: Settings) -> None
                     )
                 except asyncpg.PostgresError as error:
                     pytest.fail(f"{file}: {name}: {error}")
+
+
+async def test_a_lost_schema_is_noticed_although_nothing_happens(
+    store: MemoryEventStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WATCH_SECONDS", 0.1)
+    async with projecting(store, settings) as models:
+        await append(store, submitted("batch_1"))
+        await caught_up(models, store)
+        async with connect(settings) as connection:
+            await migrate.drop(connection, settings.postgres_schema)
+
+        async def there_again() -> bool:
+            try:
+                return await models.batch(PROJECT, JobId("batch_1")) is not None
+            except ProjectionUnavailable:
+                return False
+
+        await eventually(there_again)

@@ -147,7 +147,7 @@ async def over_own(
 
 async def reached(models: ReadModels, seq: int) -> None:
     async with asyncio.timeout(20):
-        while models.seq < seq:  # noqa: ASYNC110 - another process moves it
+        while models.seq < seq:
             await asyncio.sleep(0.02)
 
 

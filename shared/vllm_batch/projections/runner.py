@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import structlog
 
@@ -38,6 +39,7 @@ TRANSACTION_SECONDS = 60.0
 # quiet moment is written at once; those that follow it closely share the next transaction.
 GATHER_SECONDS = 0.025
 GATHERED_EVENTS = 500
+WATCH_SECONDS = 5.0
 _BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -69,6 +71,7 @@ class Projector:
         for index, table in enumerate(TABLES):
             for event in table.events:
                 self._interested.setdefault(event, []).append(index)
+        self._writing = asyncio.Lock()
         self._seq = -1
 
     async def run(self) -> None:
@@ -110,19 +113,36 @@ class Projector:
 
     async def _session(self, *, until: int | None) -> None:
         async with connect(self._settings, schema=self._schema) as connection:
-            await migrate.migrate(connection, self._schema)
-            await self._find_position(connection)
-            if until is not None and self._seq >= until:
-                return
-            following = self._store.follow([">"], after=self._seq)
-            async with aclosing(following) as batches:  # type: ignore[type-var]
-                async for batch in batches:
-                    if until is not None and batch[-1].seq >= until:
-                        await self._write(connection, [e for e in batch if e.seq <= until])
-                        return
-                    await self._write(connection, batch)
-                    if until is None and len(batch) < GATHERED_EVENTS:
-                        await asyncio.sleep(GATHER_SECONDS)
+            async with asyncio.timeout(TRANSACTION_SECONDS):
+                await migrate.migrate(connection, self._schema)
+                await self._find_position(connection)
+            if until is None:
+                await first_to_end(self._follow(connection), self._watch(connection))
+            elif self._seq < until:
+                await self._follow_to(connection, until)
+
+    async def _follow(self, connection: Connection) -> None:
+        async with aclosing(self._store.follow([">"], after=self._seq)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                await self._write(connection, batch)
+                if len(batch) < GATHERED_EVENTS:
+                    await asyncio.sleep(GATHER_SECONDS)
+
+    async def _follow_to(self, connection: Connection, until: int) -> None:
+        async with aclosing(self._store.follow([">"], after=self._seq)) as batches:  # type: ignore[type-var]
+            async for batch in batches:
+                await self._write(connection, [e for e in batch if e.seq <= until])
+                if batch[-1].seq >= until:
+                    return
+
+    async def _watch(self, connection: Connection) -> None:
+        """Look at the checkpoint now and then, so that a quiet log hides no loss or rebuild."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            async with self._writing, asyncio.timeout(TRANSACTION_SECONDS):
+                checkpoint = await connection.fetchrow(self._sql["read_checkpoint"])
+                if checkpoint is None or checkpoint["seq"] != self._seq:
+                    raise Overtaken
 
     async def _find_position(self, connection: Connection) -> None:
         for writer in self._writers:
@@ -157,7 +177,11 @@ class Projector:
             for index in self._interested.get(type(recorded.event), ()):
                 by_table[index].append(recorded)
         seq = batch[-1].seq
-        async with asyncio.timeout(TRANSACTION_SECONDS), connection.transaction():
+        async with (
+            self._writing,
+            asyncio.timeout(TRANSACTION_SECONDS),
+            connection.transaction(),
+        ):
             moved = await connection.execute(self._sql["advance_checkpoint"], self._seq, seq)
             if moved != "UPDATE 1":
                 raise Overtaken
@@ -167,6 +191,19 @@ class Projector:
             await connection.execute(self._sql["announce"], channel(self._schema), str(seq))
         self._seq = seq
         self._on_batch(seq)
+
+
+async def first_to_end(*duties: Coroutine[Any, Any, None]) -> None:
+    """Run ``duties`` together; the first that ends, however it ends, ends the others."""
+    tasks = [asyncio.ensure_future(duty) for duty in duties]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 def channel(schema: str) -> str:
