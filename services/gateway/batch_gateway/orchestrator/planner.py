@@ -1,0 +1,184 @@
+"""Plans a job: reads its file once, validates every line, and puts its chunks on record.
+
+Reads the file's events and blob; records ``chunk.planned`` per chunk and ``job.started``, or
+``job.failed``. Nothing is recorded before the whole file is known to be valid. Chunk 0 is recorded
+first, with the limits of the cut: a second planner, or one after a crash, keeps to them, so both
+plan the same chunks and the file is covered exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+
+import structlog
+
+from batch_gateway.orchestrator.cutting import Piece
+from batch_gateway.orchestrator.lanes import Lanes
+from batch_gateway.orchestrator.line_blocks import TooLong, line_blocks
+from batch_gateway.orchestrator.validation import Validator
+from vllm_batch.aggregates import chunk as chunk_rules
+from vllm_batch.aggregates import job as rules
+from vllm_batch.blobs import BlobStore
+from vllm_batch.errors import BlobMissing, Conflict, EventStoreError
+from vllm_batch.event_store import EventStore, append_decided
+from vllm_batch.event_store.protocol import fold
+from vllm_batch.events import (
+    ChunkPlanned,
+    Event,
+    FileCreated,
+    FileUploaded,
+    JobSubmitted,
+    LineError,
+    Recorded,
+)
+from vllm_batch.events.chunk import Cut
+from vllm_batch.ids import JobId
+from vllm_batch.messaging import subjects
+from vllm_batch.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+APPENDS_AT_ONCE = 256
+
+
+class Overtaken(Exception):
+    """Another planner recorded chunk 0 first, with other limits: plan again, by its."""
+
+
+class Planner:
+    """Plans any number of jobs at once."""
+
+    def __init__(
+        self,
+        store: EventStore,
+        blobs: BlobStore,
+        settings: Settings,
+        *,
+        is_known_model: Callable[[str], bool],
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._settings = settings
+        self._is_known_model = is_known_model
+        self._lanes = Lanes()
+
+    async def plan(self, submitted: JobSubmitted) -> int:
+        """Plan the job or fail it; return the sequence of the event that says so.
+
+        Raises:
+            AlreadyDone, Rejected: the job has moved on: another planner, a cancel, its end.
+            EventStoreError, BlobError: try again.
+        """
+        job_id = submitted.job_id
+        file = await self._input_file(submitted)
+        if file is None:
+            message = f"The input file {submitted.input_file_id} was deleted."
+            return await self._fail(job_id, [LineError("file_not_found", message)], 1)
+        if file.bytes > (limit := self._settings.batch_file_bytes_max):
+            message = f"The file has {file.bytes} bytes; at most {limit} are allowed."
+            return await self._fail(job_id, [LineError("file_too_large", message)], 1)
+        async with self._lanes.of(file.bytes):
+            while True:
+                try:
+                    return await self._plan_file(submitted, file.blob)
+                except Overtaken:
+                    log.info("planning by another planner's limits", job=job_id)
+                except BlobMissing:
+                    message = f"The content of {submitted.input_file_id} is gone."
+                    return await self._fail(job_id, [LineError("file_not_found", message)], 1)
+
+    async def _input_file(self, submitted: JobSubmitted) -> FileUploaded | FileCreated | None:
+        def last(_: Event | None, recorded: Recorded) -> Event:
+            return recorded.event
+
+        subject = subjects.aggregate("file", submitted.input_file_id)
+        event, _ = await fold(self._store, subject, last)
+        return event if isinstance(event, FileUploaded | FileCreated) else None
+
+    async def _plan_file(self, submitted: JobSubmitted, blob: str) -> int:
+        job_id = submitted.job_id
+        first, _ = await fold(self._store, subjects.chunk(job_id, 0), chunk_rules.evolve)
+        cut = first.planned.cut if first else None
+        if cut is None:
+            settings = self._settings
+            cut = Cut(settings.chunk_requests_max, settings.chunk_bytes_max)
+        validator = Validator(
+            self._settings,
+            endpoint=submitted.endpoint,
+            cut=cut,
+            # A plan that was begun has passed, whatever is known of the workers now.
+            is_known=self._is_known_model if first is None else lambda _: True,
+        )
+        pieces = await self._validate(blob, validator)
+        model = validator.model
+        if not validator.valid or model is None:
+            return await self._fail(job_id, validator.errors, validator.error_count)
+        events = [
+            ChunkPlanned(
+                job_id=job_id,
+                chunk=number,
+                blob=blob,
+                offset=piece.offset,
+                length=piece.length,
+                first_line=piece.first_line,
+                count=piece.requests,
+                endpoint=submitted.endpoint,
+                model=model,
+                cut=None if number else cut,
+            )
+            for number, piece in enumerate(pieces)
+        ]
+        await self._record(events)
+        start = rules.Start(validator.count, len(events), model)
+        recorded, _ = await append_decided(
+            self._store, subjects.job(job_id), rules.evolve, lambda job: rules.decide(job, start)
+        )
+        log.info("job planned", job=job_id, requests=validator.count, chunks=len(events))
+        return recorded.seq
+
+    async def _validate(self, blob: str, validator: Validator) -> list[Piece]:
+        blocks = line_blocks(
+            self._blobs.stream(blob), line_bytes_max=self._settings.request_bytes_max
+        )
+        async with aclosing(blocks):
+            async for block in blocks:
+                if isinstance(block, TooLong):
+                    validator.skip_long_line(block.length)
+                else:
+                    validator.feed(block)
+                if validator.full:
+                    break
+                await asyncio.sleep(0)  # others get their turn between blocks
+        return validator.finish().pieces
+
+    async def _record(self, events: list[ChunkPlanned]) -> None:
+        """Record the chunks: the first alone, the rest at once; those that are there stay."""
+        await self._record_one(events[0])
+        for start in range(1, len(events), APPENDS_AT_ONCE):
+            batch = events[start : start + APPENDS_AT_ONCE]
+            await asyncio.gather(*(self._record_one(event) for event in batch))
+
+    async def _record_one(self, event: ChunkPlanned) -> None:
+        try:
+            await self._store.append(event, expected=0)
+        except Conflict:
+            subject = subjects.chunk(event.job_id, event.chunk)
+            there, _ = await fold(self._store, subject, chunk_rules.evolve)
+            if there is None or there.planned == event:
+                return
+            if event.chunk == 0 and there.planned.cut != event.cut:
+                raise Overtaken from None
+            raise EventStoreError(
+                f"chunk {event.chunk} of {event.job_id} is planned as {there.planned}, "
+                f"which is not {event}"
+            ) from None
+
+    async def _fail(self, job_id: JobId, errors: list[LineError], count: int) -> int:
+        fail = rules.Fail(errors, count)
+        recorded, _ = await append_decided(
+            self._store, subjects.job(job_id), rules.evolve, lambda job: rules.decide(job, fail)
+        )
+        log.info("job failed", job=job_id, errors=count, first=errors[0].code)
+        return recorded.seq

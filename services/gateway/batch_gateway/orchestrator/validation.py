@@ -1,0 +1,268 @@
+"""Validating a batch file, line by line, at the speed of the JSON decoder. Pure.
+
+A line is first decoded into a small typed struct, which costs less than a microsecond and is all a
+valid line needs. Only a line that fails is looked at again, slowly, to say what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from batch_gateway.orchestrator.cutting import Cutter
+from vllm_batch.batch_file import BOM
+from vllm_batch.events import LineError
+from vllm_batch.events.chunk import Cut
+from vllm_batch.settings import Settings
+
+EMBEDDINGS = "/v1/embeddings"
+_ID_CHARACTERS_MAX = 32
+_UTF8_STEP_BYTES = 64 * 1024
+_SHOWN_CHARACTERS_MAX = 100
+
+
+class _Body(msgspec.Struct, gc=False):
+    model: str
+
+
+class _Line(msgspec.Struct, gc=False):
+    custom_id: str
+    method: str
+    url: str
+    body: _Body
+
+
+class _WithInput(msgspec.Struct):
+    input: msgspec.Raw | None = None
+
+
+class _EmbeddingsLine(msgspec.Struct):
+    body: _WithInput
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_decode_embeddings = msgspec.json.Decoder(_EmbeddingsLine).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+class Validator:
+    """Takes the file as blocks of whole lines, in order, and knows at the end what to make of it.
+
+    Memory: one entry of at most 100 bytes per custom_id, and the errors to be shown.
+    """
+
+    def __init__(
+        self, settings: Settings, *, endpoint: str, cut: Cut, is_known: Callable[[str], bool]
+    ) -> None:
+        self.count = 0
+        self.model: str | None = None
+        self.errors: list[LineError] = []
+        self.error_count = 0
+        self.full = False
+        """Whether there are too many requests: the rest of the file need not be read."""
+        self._settings = settings
+        self._endpoint = endpoint
+        self._is_known = is_known
+        self._cutter = Cutter(cut)
+        self._seen: set[str | bytes] = set()
+        self._line = 0
+        self._offset = 0
+        self._inputs = 0
+
+    @property
+    def valid(self) -> bool:
+        """Whether nothing is wrong so far."""
+        return self.error_count == 0
+
+    def feed(self, block: bytes) -> None:
+        """Take whole lines: every line of ``block`` ends with a newline, the file's last one
+        perhaps not."""
+        if self._offset == 0 and block.startswith(BOM):
+            block = block[len(BOM) :]
+            self._offset = len(BOM)
+        lines = block.split(b"\n")
+        if not lines[-1]:
+            lines.pop()  # what follows a newline at the end of the block is no line
+        self._take(lines, text=_is_utf8(block))
+
+    def _take(self, lines: list[bytes], *, text: bool) -> None:
+        number, offset = self._line, self._offset
+        endpoint, model, seen, add = self._endpoint, self.model, self._seen, self._cutter.add
+        embeddings = endpoint == EMBEDDINGS
+        for line in lines:
+            number += 1
+            end = offset + len(line) + 1
+            try:
+                request = _decode(line)
+                fine = text or _is_utf8(line)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                request, fine = None, False
+            if request is None or not fine or request.body.model != model:
+                # The first line comes here too: it says which model the file is for.
+                if not line.strip():
+                    offset = end
+                    continue
+                fine = self._look(line, number)
+                model = self.model
+            elif request.method != "POST" or request.url != endpoint:
+                fine = self._look(line, number)
+            if request is not None and not self._is_new(request.custom_id, seen):
+                message = f"The custom_id {_shown(request.custom_id)} occurs more than once."
+                self._error("duplicate_custom_id", message, "custom_id", number)
+                fine = False
+            self.count += 1
+            if self.count > self._settings.batch_requests_max:
+                self._too_many()
+                return
+            if embeddings and fine:
+                self._inputs += _inputs(line)
+            add(offset, end, number)
+            offset = end
+        self._line, self._offset = number, offset
+
+    def skip_long_line(self, length: int) -> None:
+        """Take note of a line of ``length`` bytes that was too long to be read at all."""
+        self._line += 1
+        self._offset += length
+        self.count += 1
+        limit = self._settings.request_bytes_max
+        self._error("invalid_value", f"The line is longer than {limit} bytes.", None, self._line)
+
+    def finish(self) -> Cutter:
+        """Check what concerns the whole file; return how it was cut."""
+        if self.full:
+            return self._cutter
+        if self.count == 0:
+            self._error("empty_file", "The file has no requests.", None, None)
+        if self._inputs > (limit := self._settings.embedding_inputs_max):
+            message = f"The file has {self._inputs} embedding inputs; at most {limit} are allowed."
+            self._error("too_many_tasks", message, None, None)
+        self._cutter.finish()
+        return self._cutter
+
+    def _is_new(self, custom_id: str, seen: set[str | bytes]) -> bool:
+        key: str | bytes = custom_id
+        if len(custom_id) > _ID_CHARACTERS_MAX:
+            # Lone surrogates cannot come out of the decoder, so this always encodes.
+            key = hashlib.blake2b(custom_id.encode(), digest_size=16).digest()
+        if key in seen:
+            return False
+        seen.add(key)
+        return True
+
+    def _look(self, line: bytes, number: int) -> bool:
+        """Note everything that is wrong with a line; return whether nothing is."""
+        before = self.error_count
+        try:
+            if not _is_utf8(line):
+                self._error("invalid_json_line", "The line is not UTF-8.", None, number)
+                return False
+            fields = _decode_fields(line)
+        except msgspec.ValidationError:
+            self._error("invalid_json_line", "The line is not a JSON object.", None, number)
+            return False
+        except msgspec.DecodeError as error:
+            self._error("invalid_json_line", f"The line is not JSON: {error}", None, number)
+            return False
+        except RecursionError:
+            self._error("invalid_json_line", "The line is nested too deeply.", None, number)
+            return False
+        self._text(fields, "custom_id", "custom_id", number)
+        method = self._text(fields, "method", "method", number)
+        if method is not None and method != "POST":
+            message = f"The method is {_shown(method)}; only POST is possible."
+            self._error("invalid_method", message, "method", number)
+        url = self._text(fields, "url", "url", number)
+        if url is not None and url != self._endpoint:
+            message = f"The url is {_shown(url)}; the batch is for {self._endpoint}."
+            self._error("invalid_url", message, "url", number)
+        self._look_at_body(fields, number)
+        return self.error_count == before
+
+    def _look_at_body(self, fields: dict[str, msgspec.Raw], number: int) -> None:
+        if "body" not in fields:
+            self._error("missing_required_parameter", "body is missing.", "body", number)
+            return
+        try:
+            body = _decode_fields(fields["body"])
+        except msgspec.ValidationError:
+            self._error("invalid_value", "body has to be a JSON object.", "body", number)
+            return
+        model = self._text(body, "model", "body.model", number)
+        if model is None:
+            return
+        if self.model is None:
+            self.model = model
+            if not self._is_known(model):
+                message = f"The model {_shown(model)} does not exist: no worker has served it."
+                self._error("model_not_found", message, "body.model", number)
+        elif model != self.model:
+            message = (
+                f"The model is {_shown(model)}, but {_shown(self.model)} in the first request; "
+                "a file is for one model."
+            )
+            self._error("mismatched_model", message, "body.model", number)
+
+    def _text(
+        self, fields: dict[str, msgspec.Raw], key: str, param: str, number: int
+    ) -> str | None:
+        if key not in fields:
+            message = f"{param} is missing."
+            self._error("missing_required_parameter", message, param, number)
+            return None
+        try:
+            return _decode_text(fields[key])
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            self._error("invalid_value", f"{param} has to be a string.", param, number)
+            return None
+
+    def _too_many(self) -> None:
+        self.full = True
+        limit = self._settings.batch_requests_max
+        self._error("too_many_tasks", f"The file has more than {limit} requests.", None, None)
+
+    def _error(self, code: str, message: str, param: str | None, line: int | None) -> None:
+        self.error_count += 1
+        if line is None:  # what concerns the whole file comes first
+            self.errors.insert(0, LineError(code, message, param, line))
+        elif len(self.errors) < self._settings.validation_errors_max:
+            self.errors.append(LineError(code, message, param, line))
+
+
+def _is_utf8(data: bytes) -> bool:
+    """Tell whether ``data`` is UTF-8, without a decoded copy of the whole."""
+    if data.isascii():
+        return True
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(data)
+    try:
+        for start in range(0, len(data), _UTF8_STEP_BYTES):
+            decoder.decode(view[start : start + _UTF8_STEP_BYTES])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _inputs(line: bytes) -> int:
+    """Return how many texts or token lists a request wants embedded; 1 where that is unclear."""
+    try:
+        given = _decode_embeddings(line).body.input
+        if given is None or not bytes(given).startswith(b"["):
+            return 1
+        items = _decode_list(given)
+    except msgspec.DecodeError:
+        return 1
+    many = items and bytes(items[0])[:1] in {b'"', b"["}
+    return len(items) if many else 1
+
+
+def _shown(value: str) -> str:
+    """Return a user's text, quoted, without control characters and not too long."""
+    cut = value if len(value) <= _SHOWN_CHARACTERS_MAX else value[:_SHOWN_CHARACTERS_MAX] + "…"
+    return repr(cut)
