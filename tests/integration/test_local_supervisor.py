@@ -267,9 +267,10 @@ def test_services_die_with_a_killed_supervisor(tmp_path: Path) -> None:
 def test_the_next_start_ends_what_outlived_a_killed_supervisor(tmp_path: Path) -> None:
     supervisor, child = start_supervisor(tmp_path)
     with supervisor:
-        mark = f"{leftovers.MARK_VARIABLE}={LocalStack(tmp_path).home.mark}:orphan"
         sleeper = subprocess.Popen(
-            ("env", mark, *PYTHON, "import signal; signal.pause()"), start_new_session=True
+            (*PYTHON, "import signal; signal.pause()"),
+            env={leftovers.MARK_VARIABLE: f"{LocalStack(tmp_path).home.mark}:orphan"},
+            start_new_session=True,
         )
         supervisor.kill()
     assert is_running(sleeper.pid)

@@ -20,6 +20,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from vllm_batch.errors import StackError
+from vllm_batch.local.exec_child import as_child
 from vllm_batch.local.home import exclusive, holder_of
 
 _GIB = 1024**3
@@ -177,7 +178,8 @@ def run_installer(command: Sequence[str], log: Path, on_progress: Progress) -> N
     with log.open("a", encoding="utf-8") as copy:
         copy.write(f"# {time.strftime('%F %T')} {' '.join(command)}\n")
         with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            as_child(*command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True, errors="replace", env=environment,
         ) as process:  # fmt: skip
             assert process.stdout is not None  # noqa: S101  asked for above

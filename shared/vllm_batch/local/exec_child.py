@@ -17,6 +17,17 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
+def as_child(
+    *command: str,
+    uid: int = -1,
+    gid: int = -1,
+    death_signal: signal.Signals = signal.SIGKILL,
+) -> tuple[str, ...]:
+    """Return the command that runs ``command`` as a child that ends with the caller's thread."""
+    wrapper = (sys.executable, "-I", "-S", __file__, str(os.getpid()))
+    return (*wrapper, str(int(death_signal)), str(uid), str(gid), *command)
+
+
 def main(arguments: list[str]) -> None:
     """Set the user and the death signal, then exec. Exits 127 when the program is not there."""
     parent, death_signal, uid, gid = (int(value) for value in arguments[:4])

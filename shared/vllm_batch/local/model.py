@@ -14,6 +14,7 @@ from pathlib import Path
 from vllm_batch.errors import StackError
 from vllm_batch.local import convert_model
 from vllm_batch.local.engine_env import Progress, cache_dir, waiting_lock
+from vllm_batch.local.exec_child import as_child
 
 NAME = "SmolLM2-135M-Instruct"
 _CONVERT_SECONDS = 900.0
@@ -45,7 +46,7 @@ def _convert(engine_python: Path, target: Path) -> None:
     new = target.with_name(NAME + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    command = (str(engine_python), convert_model.__file__, str(new))
+    command = as_child(str(engine_python), convert_model.__file__, str(new))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         done = subprocess.run(

@@ -15,7 +15,6 @@ import pwd
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,7 +24,7 @@ import asyncpg
 import psutil
 
 from vllm_batch.errors import StackError
-from vllm_batch.local import exec_child
+from vllm_batch.local.exec_child import as_child
 from vllm_batch.local.home import Home, exclusive
 from vllm_batch.local.spec import ServiceSpec
 
@@ -187,14 +186,9 @@ def _programs_for(user: pwd.struct_passwd) -> Path:
 
 
 def _runs(programs: Path, user: pwd.struct_passwd) -> bool:
-    arguments = _as_user(user.pw_uid, user.pw_gid, str(programs / "postgres"), "--version")
+    arguments = as_child(str(programs / "postgres"), "--version", uid=user.pw_uid, gid=user.pw_gid)
     done = subprocess.run(arguments, cwd="/", capture_output=True, check=False)
     return done.returncode == 0
-
-
-def _as_user(uid: int, gid: int, *command: str) -> tuple[str, ...]:
-    wrapper = (sys.executable, "-I", "-S", exec_child.__file__, str(os.getpid()))
-    return (*wrapper, str(int(signal.SIGKILL)), str(uid), str(gid), *command)
 
 
 def _system_user() -> pwd.struct_passwd:
@@ -229,9 +223,10 @@ def _initialise(place: PostgresPlace) -> None:
     new.mkdir(mode=0o700, parents=True)
     if place.uid >= 0:
         os.chown(new, place.uid, place.gid)
-    command = _as_user(
-        place.uid, place.gid, str(place.programs / "initdb"), "-D", str(new), "-U", "postgres",
-        "--encoding=UTF8", "--locale=C", "--auth=trust", "--no-sync", "--no-instructions",
+    command = as_child(
+        str(place.programs / "initdb"), "-D", str(new), "-U", "postgres", "--encoding=UTF8",
+        "--locale=C", "--auth=trust", "--no-sync", "--no-instructions",
+        uid=place.uid, gid=place.gid,
     )  # fmt: skip
     environment = {**os.environ, "HOME": str(new), "LC_ALL": "C"}
     done = subprocess.run(

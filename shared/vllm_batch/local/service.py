@@ -12,14 +12,13 @@ import random
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from vllm_batch.errors import StackError
-from vllm_batch.local import exec_child
+from vllm_batch.local.exec_child import as_child
 from vllm_batch.local.leftovers import MARK_VARIABLE, end_marked, started_at
 from vllm_batch.local.log_file import LogFile
 from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceState, ServiceStatus
@@ -211,14 +210,16 @@ class SupervisedService:
             MARK_VARIABLE: self._mark,
             "NOTIFY_SOCKET": str(self._socket_path),
         }
-        wrapper = (
-            sys.executable, "-I", "-S", exec_child.__file__, str(os.getpid()),
-            str(int(self.spec.death_signal)), str(self.spec.uid), str(self.spec.gid),
-        )  # fmt: skip
+        command = as_child(
+            *self.spec.argv,
+            uid=self.spec.uid,
+            gid=self.spec.gid,
+            death_signal=self.spec.death_signal,
+        )
         read_end, write_end = os.pipe()
         try:
             self._process = subprocess.Popen(
-                (*wrapper, *self.spec.argv),
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=write_end,
                 stderr=write_end,
