@@ -171,15 +171,16 @@ def _print_next_steps(place: Home, found: StackState) -> None:
     from vllm_batch.settings import default_home
 
     option = "" if place == Home.at(default_home()) else f" --home {shlex.quote(str(place.root))}"
+    command = output.program()
     console = output.console()
     for what, how in (
         ("API", found.api_url),
         ("model", f"{found.model_name} (engine {found.engine})"),
         ("files and data", str(place.root)),
-        ("use it from a shell", f'eval "$(vllm-batch env{option})"'),
-        ("see what runs", f"vllm-batch status{option}"),
-        ("start it again later", f"vllm-batch up --detach{option}"),
-        ("stop it", f"vllm-batch down{option}"),
+        ("use it from a shell", f'eval "$({command} env{option})"'),
+        ("see what runs", f"{command} status{option}"),
+        ("stop it", f"{command} down{option}"),
+        ("start it again later", f"{command} up --detach{option}"),
     ):
         console.print(f"[dim]{what:>20}[/]  {how}", soft_wrap=True)
     console.print("[dim]the stack keeps running until you stop it[/]")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
@@ -45,11 +47,21 @@ def print_json(data: Any) -> None:
     sys.stdout.write("\n")
 
 
+def program() -> str:
+    """Return how this shell calls us: the launcher's path, or the installed command."""
+    return shlex.quote(os.environ.get("VLLM_BATCH_LAUNCHER") or "vllm-batch")
+
+
+def as_called(text: str) -> str:
+    """Return ``text`` with the commands in backticks as this shell has to call them."""
+    return text.replace("`vllm-batch ", f"`{program()} ")
+
+
 def warn(text: str) -> None:
     """Say something on stderr that is not the result."""
     from rich.markup import escape
 
-    console(stderr=True).print(f"[yellow]{escape(text)}[/]", soft_wrap=True)
+    console(stderr=True).print(f"[yellow]{escape(as_called(text))}[/]", soft_wrap=True)
 
 
 def explain(error: BaseException) -> ExitCode:
@@ -59,7 +71,7 @@ def explain(error: BaseException) -> ExitCode:
     text = str(error) or type(error).__name__
     if not isinstance(error, BatchError):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
-    console(stderr=True).print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True)
+    console(stderr=True).print(f"[bold red]error:[/] {escape(as_called(text))}", soft_wrap=True)
     if isinstance(error, NotRunning):
         return ExitCode.NOT_RUNNING
     if isinstance(error, NotFound):

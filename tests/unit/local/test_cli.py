@@ -50,6 +50,14 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert capsys.readouterr().err == f"error: {error}\n"
 
 
+def test_hints_name_the_command_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLLM_BATCH_LAUNCHER", "../my clone/vllm-batch")
+    output.explain(output.NotRunning("start one with `vllm-batch up --detach`"))
+    assert "start one with `'../my clone/vllm-batch' up --detach`" in capsys.readouterr().err
+
+
 def test_a_bug_names_its_kind_and_how_to_see_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert output.explain(ValueError("odd")) == output.ExitCode.FAILED
     assert capsys.readouterr().err == "error: ValueError: odd (--debug shows where)\n"
