@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -21,6 +22,7 @@ CRASHES_MAX = 3
 DOWN_PAUSE_SECONDS = 0.05
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
 _NOTHING_USED = Usage()
+_CUSTOM_ID = re.compile(rb'"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
 class RequestTimeout(Exception):
@@ -169,13 +171,9 @@ class RequestRunner:
         return Result(index, True, line), _NOTHING_USED
 
 
-class _Named(msgspec.Struct):
-    custom_id: str
-
-
 def _custom_id(line: bytes) -> str:
-    """Return the custom_id of a line that cannot be read as a request, as far as there is one."""
+    """Return the custom_id of a line that cannot be decoded, as far as one can be made out."""
     try:
-        return msgspec.json.decode(line, type=_Named).custom_id
-    except (msgspec.DecodeError, RecursionError):
+        return msgspec.json.decode(found[1], type=str) if (found := _CUSTOM_ID.search(line)) else ""
+    except msgspec.DecodeError:
         return ""

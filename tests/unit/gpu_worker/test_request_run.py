@@ -207,3 +207,4 @@ async def test_deep_nesting_is_an_error_line_or_passed_on_but_never_a_crash(
     failed, answer, _ = await run(engine, tmp_path, given=deep)
     assert failed
     assert answer["error"]["code"] == "invalid_json_line"
+    assert answer["custom_id"] == "r0"
