@@ -228,6 +228,8 @@ def _finish(state: Job, command: Finish) -> Event:
         raise AlreadyDone(f"job {state.job_id} has already ended")
     if state.status is not JobStatus.FINALIZING or state.outcome is None:
         raise Rejected(f"job {state.job_id} is {state.status}: Finish is not possible")
+    if command.total != (state.started.total if state.started else 0):
+        raise Rejected(f"job {state.job_id} was not planned with {command.total} requests")
     if command.completed + command.failed > command.total or (
         state.outcome == "completed" and command.completed + command.failed != command.total
     ):
