@@ -172,6 +172,7 @@ def _print_next_steps(place: Home, found: StackState) -> None:
 
     option = "" if place == Home.at(default_home()) else f" --home {shlex.quote(str(place.root))}"
     command = output.program()
+    engine = "" if found.engine == "vllm" else f" --engine {found.engine}"
     console = output.console()
     for what, how in (
         ("API", found.api_url),
@@ -180,7 +181,7 @@ def _print_next_steps(place: Home, found: StackState) -> None:
         ("use it from a shell", f'eval "$({command} env{option})"'),
         ("see what runs", f"{command} status{option}"),
         ("stop it", f"{command} down{option}"),
-        ("start it again later", f"{command} up --detach{option}"),
+        ("start it again later", f"{command} up --detach{engine}{option}"),
     ):
         console.print(f"[dim]{what:>20}[/]  {how}", soft_wrap=True)
     console.print("[dim]the stack keeps running until you stop it[/]")

@@ -50,9 +50,13 @@ def marked(mark: str) -> list[int]:
 
 
 def started_at(pid: int) -> float | None:
-    """Return the Unix time at which ``pid`` was created, None when it is gone."""
+    """Return the Unix time at which ``pid`` was created, None when it has ended.
+
+    One that nobody has reaped yet (containers often have no init that does) has ended.
+    """
     try:
-        return psutil.Process(pid).create_time()
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
 
