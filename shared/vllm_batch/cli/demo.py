@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from openai.types import Batch
 
 QUESTIONS = (
-    "What is the capital of France?",
+    "What is the capital of France? Answer in one sentence.",
     "What is the capital of Italy?",
     "What is 2 + 2?",
     "Name three primary colours.",
     "What do bees make?",
-    "Translate 'good morning' to French.",
+    "How many days does a week have?",
     "Which planet is called the red planet?",
     "What is water made of?",
     "Write one sentence about the sea.",
