@@ -64,6 +64,18 @@ async def test_every_request_has_one_result_and_usage_adds_up(
     assert {chunk.epoch for chunk in chunks} == {1}
 
 
+async def test_a_hint_that_comes_twice_is_worked_on_once(
+    bench: WorkerBench, settings: Settings
+) -> None:
+    journal = settings.home.parent / "journal"
+    job = await bench.plan([line_of(f"r{n}", chat(f"[[sim:sleep=0.1]] {n}")) for n in range(50)])
+    await bench.offer(job, 0, 0, 0, 0)
+    async with running_agent(changed(settings, simulated_journal=journal)):
+        await bench.completed(job)
+    assert len(journal.read_text().splitlines()) == 50
+    assert len(await bench.results(job)) == 50
+
+
 async def test_a_small_job_gets_in_beside_a_large_one(
     bench: WorkerBench, settings: Settings
 ) -> None:

@@ -57,6 +57,9 @@ def main() -> int:
     except BatchError as error:
         log.error("the worker cannot run", code=error.code, error=str(error))
         return 1
+    finally:
+        # The loop's handler is gone: one more SIGTERM must not spoil a clean end.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ flight and the results not yet durable together are fewer than in_flight_max + f
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import cast
 
 from batch_gpu_worker.checkpoint import Checkpointer
@@ -44,6 +46,7 @@ class Admission:
         self._in_flight_max = in_flight_max(settings)
         self._at_risk_max = self._in_flight_max + settings.flush_results
         self._closing: ReleaseReason | None = None
+        self._pauses = 0
 
     @property
     def free(self) -> int:
@@ -57,6 +60,7 @@ class Admission:
             self.in_flight < self._in_flight_max
             and self.in_flight + self._checkpointer.undurable < self._at_risk_max
             and self._closing is None
+            and not self._pauses
             and (request := self._holdings.take()) is not None
         ):
             self.in_flight += 1
@@ -64,6 +68,16 @@ class Admission:
             request.chunk.running.add(task)
         if self._holdings.waiting < self.hungry_below:
             self.hungry.set()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Begin nothing while the context lasts."""
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            self.pump()
 
     def end(self, chunk: HeldChunk, reason: ReleaseReason) -> None:
         """Abort what runs of the chunk, hand in what is done, and give it back."""

@@ -11,7 +11,7 @@ import os
 import random
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from importlib.metadata import version
 
 import structlog
@@ -97,7 +97,7 @@ class Agent:
             admission=self.admission, holdings=self.holdings, clock=clock,
         )  # fmt: skip
         self._duties: list[asyncio.Task[None]] = []
-        self._denials: set[asyncio.Task[None]] = set()
+        self._losses: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: StopSignal) -> int:
         """Work until asked to stop; return the process's exit status (1: the engine failed)."""
@@ -201,7 +201,7 @@ class Agent:
     async def _end_duties(self) -> None:
         for chunk in self.holdings:
             self.admission.abort(chunk)
-        tasks = [*self._duties, *self._denials]
+        tasks = [*self._duties, *self._losses]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -211,9 +211,17 @@ class Agent:
 
     def _on_lost(self, chunk: HeldChunk) -> None:
         self.admission.abort(chunk)
-        task = asyncio.create_task(self._presence.deny_loss())
-        self._denials.add(task)
-        task.add_done_callback(self._denials.discard)
+        resume = ExitStack()
+        resume.enter_context(self.admission.paused())
+        task = asyncio.create_task(self._after_loss(resume))
+        self._losses.add(task)
+        task.add_done_callback(self._losses.discard)
+
+    async def _after_loss(self, resume: ExitStack) -> None:
+        """A worker that loses one lease was probably away, and may have lost them all."""
+        with resume:
+            await self._checkpointer.check_leases()
+        await self._presence.deny_loss()
 
     def _on_job_end(self, job_id: JobId, reason: ReleaseReason) -> None:
         for chunk in self.holdings.of_job(job_id):

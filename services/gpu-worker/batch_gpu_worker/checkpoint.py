@@ -92,6 +92,32 @@ class Checkpointer:
             else:
                 await asyncio.gather(*(self._flush_chunk(chunk) for chunk in dirty))
 
+    async def check_leases(self) -> None:
+        """Look for other leases that are lost, before more work is put into them."""
+        for chunk in self._holdings:
+            if chunk.over:
+                continue
+            try:
+                await chunk.lease.check()
+            except Rejected as error:
+                self._lose(chunk, error)
+            except EventStoreError as error:
+                log.warning("leases cannot be checked", error=str(error))
+                return
+
+    def _lose(self, chunk: HeldChunk, why: Rejected) -> None:
+        if chunk.gone:
+            return
+        log.warning(
+            "lease lost", job=chunk.job_id, chunk=chunk.number, epoch=chunk.lease.epoch,
+            why=str(why),
+        )  # fmt: skip
+        chunk.gone = True
+        self.undurable -= len(chunk.results)
+        chunk.results = []
+        self._holdings.remove(chunk)
+        self._on_lost(chunk)
+
     async def _flush_chunk(self, chunk: HeldChunk) -> None:
         results, usage = chunk.results, chunk.usage
         chunk.results, chunk.usage = [], _NOTHING_USED
@@ -102,15 +128,8 @@ class Checkpointer:
         try:
             await self._hand_in(chunk, results, usage, complete=chunk.unanswered == 0)
         except Rejected as error:
-            log.warning(
-                "lease lost", job=chunk.job_id, chunk=chunk.number, epoch=chunk.lease.epoch,
-                dropped=len(results), why=str(error),
-            )  # fmt: skip
-            chunk.gone = True
-            self.undurable -= len(results) + len(chunk.results)
-            chunk.results = []
-            self._holdings.remove(chunk)
-            self._on_lost(chunk)
+            self.undurable -= len(results)
+            self._lose(chunk, error)
             return
         except BaseException:
             # Unforeseen: the results go with the next flush.

@@ -73,6 +73,9 @@ class Holdings:
     def __len__(self) -> int:
         return len(self._chunks)
 
+    def __contains__(self, chunk: tuple[JobId, int]) -> bool:
+        return chunk in self._chunks
+
     def __iter__(self) -> Iterator[HeldChunk]:
         return iter(tuple(self._chunks.values()))
 

@@ -68,6 +68,7 @@ class Intake:
         self._leases = asyncio.Semaphore(LEASES_AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._bringing: set[tuple[JobId, int]] = set()
         self._coming = 0
         self._size = float(settings.chunk_requests_max)
         self._rate = 0.0
@@ -153,8 +154,14 @@ class Intake:
             task.add_done_callback(self._tasks.discard)
 
     async def _handle(self, hint: Hint) -> Outcome:
+        key = (hint.job_id, hint.chunk)
+        if key in self._holdings or key in self._bringing:
+            return Outcome.DONE  # a hint may come twice; the lease is this worker's already
+        self._bringing.add(key)
         lease = await self._lease(hint)
-        if lease is not None:
+        if lease is None:
+            self._bringing.discard(key)
+        else:
             self._coming += 1
             self._keep(asyncio.create_task(self._bring_in(lease)))
         return Outcome.DONE
@@ -177,18 +184,20 @@ class Intake:
         return None
 
     async def _bring_in(self, lease: Lease) -> None:
+        planned = lease.chunk.planned
         try:
-            chunk = await self._load(lease)
+            self._begin(await self._load(lease))
         except Unreadable as error:
-            planned = lease.chunk.planned
             log.error(
                 "chunk cannot be read", job=planned.job_id, chunk=planned.chunk, error=str(error)
             )
             await asyncio.sleep(PAUSE_SECONDS_MAX)  # the next worker is offered it at once
             await self._give_back(lease, "error")
-            return
         finally:
             self._coming -= 1
+            self._bringing.discard((planned.job_id, planned.chunk))
+
+    def _begin(self, chunk: HeldChunk) -> None:
         admission = self._admission
         self._size = 0.7 * self._size + 0.3 * chunk.unanswered
         self._holdings.add(chunk)

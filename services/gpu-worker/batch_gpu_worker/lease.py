@@ -32,7 +32,9 @@ class Lease:
     async def take(
         cls, store: EventStore, job_id: JobId, number: int, *, worker_id: WorkerId
     ) -> Lease:
-        """Lease the chunk. Calling it again after EventStoreUnavailable finds what was recorded.
+        """Lease the chunk, or find the lease that was recorded before EventStoreUnavailable.
+
+        Not for a chunk whose lease is in use: both would believe they are the only one.
 
         Raises:
             LeaseLost: somebody else has it, or it needs no more work.
@@ -49,6 +51,20 @@ class Lease:
         except Conflict as error:
             raise LeaseLost("somebody else was faster") from error
         return cls(store, rules.evolve(state, recorded), recorded.seq)
+
+    async def check(self) -> None:
+        """Look whether the epoch is still on, without changing anything.
+
+        Raises:
+            LeaseLost: it is over.
+            EventStoreUnavailable: the log does not say.
+        """
+        planned = self.chunk.planned
+        subject = subjects.chunk(planned.job_id, planned.chunk)
+        state, _ = await fold(self._store, subject, rules.evolve)
+        ours = {ChunkStatus.LEASED, ChunkStatus.COMPLETED}
+        if state is None or state.epoch != self.epoch or state.status not in ours:
+            raise LeaseLost(f"epoch {self.epoch} is over")
 
     async def record(self, segment: Segment, usage: Usage) -> None:
         """Record a checkpoint; ``usage`` is the segment's. Calling it again changes nothing.
