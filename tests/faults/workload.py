@@ -44,13 +44,18 @@ class Workload:
 
 
 def make(
-    name: str, requests: int, *, model: str, failing_every: int = 0, seed: int = 0
+    name: str, requests: int, *, model: str, marks: dict[int, str] | None = None, seed: int = 0
 ) -> Workload:
-    """Return a batch of ``requests``; every ``failing_every``-th is refused by the engine."""
+    """Return a batch of ``requests``.
+
+    Some are refused by the engine, and those in ``marks`` make it do what their mark says; none of
+    these may succeed.
+    """
     lines, content = [], []
+    refused = dict.fromkeys(range(REFUSED_EVERY - 1, requests, REFUSED_EVERY), "[[sim:400]]")
+    marked = refused | (marks or {})
     for number in range(requests):
-        fails = failing_every > 0 and number % failing_every == failing_every - 1
-        mark = " [[sim:400]]" if fails else ""
+        mark, fails = marked.get(number, ""), number in marked
         custom_id = f"{name}-{(number * 7919) % 1_000_003}-{number}"
         message = {"role": "user", "content": f"{name} {number} {mark}"}
         body = json.dumps({"model": model, "messages": [message], "max_tokens": 8}).encode()
