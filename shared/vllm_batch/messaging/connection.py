@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import nats
@@ -87,4 +87,6 @@ async def connect(settings: Settings, name: str) -> AsyncIterator[Connection]:
                 await connection.client.flush(timeout=2)
         except nats.errors.Error as error:
             log.info("nats flush failed at close", error=repr(error))
-        await connection.client.close()
+        # nats-py 2.16 drains a socket that the server may have closed already.
+        with suppress(ConnectionError):
+            await connection.client.close()
