@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -104,7 +105,7 @@ def test_every_move_is_an_edge_of_the_diagram(history: list[tuple[Command, int]]
 @given(histories)
 def test_times_are_kept_and_never_go_back(history: list[tuple[Command, int]]) -> None:
     states = play([(Submit(SUBMITTED), 0), *history])
-    for earlier, later in zip(states, states[1:], strict=False):
+    for earlier, later in pairwise(states):
         assert earlier.times.items() <= later.times.items()
         assert later.times[later.status] >= max(earlier.times.values())
 

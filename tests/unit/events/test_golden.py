@@ -1,7 +1,8 @@
-"""Old logs stay readable: every event type and version has a file of envelopes as they were written.
+"""Old logs stay readable: each event type and version has a file of envelopes as they were written.
 
-A line of ``golden/<type>.v<version>.jsonl`` is an envelope, byte for byte. Files are only ever added:
-changing one means that logs out there cannot be read any more. The first line has every field set.
+A line of ``golden/<type>.v<version>.jsonl`` is an envelope, byte for byte. Files are only ever
+added: changing one means that logs out there cannot be read any more. The first line has every
+field set.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class _Line(msgspec.Struct, gc=False):
 
 
 class _WithInput(msgspec.Struct):
-    input: msgspec.Raw | None = None
+    input: msgspec.Raw = msgspec.Raw()
 
 
 class _EmbeddingsLine(msgspec.Struct):
@@ -65,7 +65,10 @@ class Validator:
         self.error_count = 0
         self.full = False
         """Whether there are too many requests: the rest of the file need not be read."""
-        self._settings = settings
+        self._requests_max = settings.batch_requests_max
+        self._request_bytes_max = settings.request_bytes_max
+        self._inputs_max = settings.embedding_inputs_max
+        self._errors_max = settings.validation_errors_max
         self._endpoint = endpoint
         self._is_known = is_known
         self._cutter = Cutter(cut)
@@ -97,6 +100,10 @@ class Validator:
         for line in lines:
             number += 1
             end = offset + len(line) + 1
+            if len(line) > self._request_bytes_max:
+                self._too_long(number)
+                offset = end
+                continue
             try:
                 request = _decode(line)
                 fine = text or _is_utf8(line)
@@ -116,7 +123,7 @@ class Validator:
                 self._error("duplicate_custom_id", message, "custom_id", number)
                 fine = False
             self.count += 1
-            if self.count > self._settings.batch_requests_max:
+            if self.count > self._requests_max:
                 self._too_many()
                 return
             if embeddings and fine:
@@ -129,9 +136,7 @@ class Validator:
         """Take note of a line of ``length`` bytes that was too long to be read at all."""
         self._line += 1
         self._offset += length
-        self.count += 1
-        limit = self._settings.request_bytes_max
-        self._error("invalid_value", f"The line is longer than {limit} bytes.", None, self._line)
+        self._too_long(self._line)
 
     def finish(self) -> Cutter:
         """Check what concerns the whole file; return how it was cut."""
@@ -139,7 +144,7 @@ class Validator:
             return self._cutter
         if self.count == 0:
             self._error("empty_file", "The file has no requests.", None, None)
-        if self._inputs > (limit := self._settings.embedding_inputs_max):
+        if self._inputs > (limit := self._inputs_max):
             message = f"The file has {self._inputs} embedding inputs; at most {limit} are allowed."
             self._error("too_many_tasks", message, None, None)
         self._cutter.finish()
@@ -221,16 +226,21 @@ class Validator:
             self._error("invalid_value", f"{param} has to be a string.", param, number)
             return None
 
+    def _too_long(self, number: int) -> None:
+        self.count += 1
+        limit = self._request_bytes_max
+        self._error("invalid_value", f"The line is longer than {limit} bytes.", None, number)
+
     def _too_many(self) -> None:
         self.full = True
-        limit = self._settings.batch_requests_max
+        limit = self._requests_max
         self._error("too_many_tasks", f"The file has more than {limit} requests.", None, None)
 
     def _error(self, code: str, message: str, param: str | None, line: int | None) -> None:
         self.error_count += 1
         if line is None:  # what concerns the whole file comes first
             self.errors.insert(0, LineError(code, message, param, line))
-        elif len(self.errors) < self._settings.validation_errors_max:
+        elif len(self.errors) < self._errors_max:
             self.errors.append(LineError(code, message, param, line))
 
 
@@ -253,7 +263,7 @@ def _inputs(line: bytes) -> int:
     """Return how many texts or token lists a request wants embedded; 1 where that is unclear."""
     try:
         given = _decode_embeddings(line).body.input
-        if given is None or not bytes(given).startswith(b"["):
+        if not bytes(given).startswith(b"["):
             return 1
         items = _decode_list(given)
     except msgspec.DecodeError:
