@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vllm_batch.cli import output
-from vllm_batch.cli.options import HomeOption, JsonOption, home_of
+from vllm_batch.cli.options import HomeOption, JsonOption, home_of, option_for
 from vllm_batch.cli.up import Engine, EngineOption, ModelOption, PortOption
 from vllm_batch.errors import BatchError
 from vllm_batch.local import state
@@ -166,11 +166,7 @@ def _print_answers(batch: Batch, answers: list[dict[str, Any]]) -> None:
 
 
 def _print_next_steps(place: Home, found: StackState) -> None:
-    import shlex
-
-    from vllm_batch.settings import default_home
-
-    option = "" if place == Home.at(default_home()) else f" --home {shlex.quote(str(place.root))}"
+    option = option_for(place)
     command = output.program()
     engine = "" if found.engine == "vllm" else f" --engine {found.engine}"
     console = output.console()

@@ -19,8 +19,8 @@ from typing import get_args
 from vllm_batch.cli.stack_view import StackView
 from vllm_batch.errors import StackError
 from vllm_batch.local import leftovers, state
-from vllm_batch.local.home import Home
-from vllm_batch.local.stack import EngineName, LocalStack
+from vllm_batch.local.home import Home, holder_of
+from vllm_batch.local.stack import DEFAULT_PORT, EngineName, LocalStack
 from vllm_batch.local.state import StackState
 from vllm_batch.local.validated import validated_settings
 from vllm_batch.notify import notify
@@ -61,11 +61,17 @@ def run_here(options: StackOptions, *, quiet: bool) -> None:
         stack.start()
         notify(READY=1, STATUS="ready")
         if not quiet:
-            view.progress(f"API {stack.api_url}   stop with Ctrl-C")
+            view.progress(f"{describe_api(stack.api_url)}   stop with Ctrl-C")
         stop.wait()
         notify(STOPPING=1)
         view.progress("stopping (again Ctrl-C: at once)")
         stack.stop()
+
+
+def describe_api(api_url: str) -> str:
+    """Return where the API is, and a word about it when that is not the usual place."""
+    usual = f":{DEFAULT_PORT}/" in api_url
+    return f"API {api_url}" + ("" if usual else f" (not {DEFAULT_PORT}: taken, or not asked for)")
 
 
 def start_detached(options: StackOptions) -> StackState:
@@ -107,6 +113,9 @@ def stop_stack(home: Home, *, now: bool = False) -> bool:
     """Stop the stack of ``home`` and what an earlier one left; returns whether there was any."""
     found = state.read(home.state_file)
     if not found.is_alive:
+        if home.is_locked() and (holder := holder_of(home.lock_file)):
+            os.kill(holder, signal.SIGTERM)  # it has only just begun to start
+            return True
         return bool(
             leftovers.end_marked(home.mark)
             or leftovers.end_recorded((s.pid, s.started) for s in found.services if s.pid)

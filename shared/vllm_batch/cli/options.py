@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -28,3 +29,11 @@ def home_of(path: Path | None) -> Home:
 
         path = default_home()
     return Home.at(path)
+
+
+def option_for(home: Home) -> str:
+    """Return what a command of the user's shell has to say to mean ``home``: nothing for the usual."""
+    from vllm_batch.settings import default_home
+
+    usual = home == Home.at(default_home())
+    return "" if usual else f" --home {shlex.quote(str(home.root))}"

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from vllm_batch.cli import output
-from vllm_batch.cli.options import HomeOption, JsonOption, home_of
+from vllm_batch.cli.options import HomeOption, JsonOption, home_of, option_for
 
 
 class Engine(StrEnum):
@@ -56,7 +56,7 @@ def up(
 
     In the foreground Ctrl-C stops everything; with --detach `vllm-batch down` does.
     """
-    from vllm_batch.cli.launch import StackOptions, run_here, start_detached
+    from vllm_batch.cli.launch import StackOptions, describe_api, run_here, start_detached
 
     options = StackOptions(
         home=home_of(home),
@@ -71,6 +71,13 @@ def up(
             from vllm_batch.cli.status import as_data
 
             output.print_json(as_data(options.home, state))
+        else:
+            console = output.console()
+            console.print(f"{describe_api(state.api_url)}   model {state.model_name}", markup=False)
+            console.print(
+                f'for the official client: eval "$({output.program()} env{option_for(options.home)})"',
+                markup=False,
+            )
         return
     run_here(options, quiet=supervise)
 
