@@ -32,7 +32,7 @@ def home_of(path: Path | None) -> Home:
 
 
 def option_for(home: Home) -> str:
-    """Return what a command of the user's shell has to say to mean ``home``: nothing for the usual."""
+    """Return the option by which a command means ``home``; nothing for the usual one."""
     from vllm_batch.settings import default_home
 
     usual = home == Home.at(default_home())
