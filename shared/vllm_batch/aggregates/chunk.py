@@ -52,6 +52,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     usage: Usage = Usage()
+    closed: Literal["cancelled", "expired", "stuck"] | None = None
 
     @property
     def terminal(self) -> bool:
@@ -102,7 +103,7 @@ class Release(msgspec.Struct, frozen=True):
 class Close(msgspec.Struct, frozen=True):
     """End the chunk as it is."""
 
-    reason: Literal["cancelled", "expired"]
+    reason: Literal["cancelled", "expired", "stuck"]
 
 
 Command = Plan | Lease | Record | Complete | Release | Close
@@ -140,7 +141,9 @@ def evolve(state: Chunk | None, recorded: Recorded) -> Chunk:
         case ChunkReleased():
             return replace(state, status=ChunkStatus.READY, worker_id=None)
         case ChunkClosed():
-            return replace(state, status=ChunkStatus.CLOSED, worker_id=None)
+            return replace(
+                state, status=ChunkStatus.CLOSED, worker_id=None, closed=event.reason
+            )
     raise Rejected(f"{event.TYPE} cannot be applied to a chunk")
 
 
@@ -175,7 +178,7 @@ def decide(state: Chunk | None, command: Command) -> Event:
             return _close(state, reason)
 
 
-def _close(state: Chunk, reason: Literal["cancelled", "expired"]) -> Event:
+def _close(state: Chunk, reason: Literal["cancelled", "expired", "stuck"]) -> Event:
     if state.status is ChunkStatus.CLOSED:
         raise AlreadyDone("the chunk is already closed")
     if state.terminal:

@@ -7,7 +7,7 @@
                           └─close window─► EXPIRING
 
 A cancel in EXPIRING or FINALIZING comes too late and is refused, as is the window's end in
-CANCELLING. COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
+CANCELLING. Being stuck is noted in any of them and changes none. COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from vllm_batch.events.job import (
     JobFailed,
     JobFinalizing,
     JobStarted,
+    JobStuck,
     JobSubmitted,
     JobWindowClosed,
     LineError,
     Outcome,
+    StuckReason,
 )
 from vllm_batch.ids import FileId, JobId
 
@@ -121,7 +123,16 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     error_file_id: FileId | None
 
 
-Command = Submit | Start | Fail | Cancel | CloseWindow | Finalize | Finish
+class NoteStuck(msgspec.Struct, frozen=True, kw_only=True):
+    """Nothing has happened for too long."""
+
+    reason: StuckReason
+    detail: str
+    idle_seconds: int
+    chunks: list[int]
+
+
+Command = Submit | Start | Fail | Cancel | CloseWindow | Finalize | Finish | NoteStuck
 
 _ENDINGS: dict[Outcome, type[JobCompleted | JobExpired | JobCancelled]] = {
     "completed": JobCompleted,
@@ -164,6 +175,8 @@ def evolve(state: Job | None, recorded: Recorded) -> Job:
     if isinstance(event, JobSubmitted):
         status = JobStatus.VALIDATING
         return Job(submitted=event, status=status, times={status: time})
+    if isinstance(event, JobStuck) and state is not None:
+        return state
     entered = _ENTERED.get(type(event))
     if state is None or entered is None:
         raise Rejected(
@@ -198,6 +211,8 @@ def decide(state: Job | None, command: Command) -> Event:
         raise Rejected("there is no such job")
     if isinstance(command, Finish):
         return _finish(state, command)
+    if isinstance(command, NoteStuck):
+        return _note_stuck(state, command)
     return _advance(state, command)
 
 
@@ -221,6 +236,12 @@ def _advance(state: Job, command: Start | Fail | Cancel | CloseWindow | Finalize
             return JobWindowClosed(job_id=job_id)
         case Finalize():
             return JobFinalizing(job_id=job_id, outcome=_OUTCOMES[status])
+
+
+def _note_stuck(state: Job, command: NoteStuck) -> Event:
+    if state.terminal:
+        raise AlreadyDone(f"job {state.job_id} is already {state.status}")
+    return JobStuck(job_id=state.job_id, **msgspec.structs.asdict(command))
 
 
 def _finish(state: Job, command: Finish) -> Event:

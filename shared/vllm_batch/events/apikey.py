@@ -15,8 +15,10 @@ class _ApiKeyEvent(Event, frozen=True, kw_only=True):
 
 
 class ApiKeyCreated(_ApiKeyEvent, frozen=True, kw_only=True):
-    """A key was made; ``prefix`` is its visible beginning, ``sha256`` the hex digest of the
-    whole."""
+    """A key was made; ``prefix`` is its visible beginning, ``sha256`` the hex digest of the whole.
+
+    ``scopes``: what it opens besides files, batches and inference of its project (``admin``).
+    """
 
     TYPE: ClassVar[str] = "apikey.created"
 
@@ -24,6 +26,7 @@ class ApiKeyCreated(_ApiKeyEvent, frozen=True, kw_only=True):
     name: str
     prefix: str
     sha256: str
+    scopes: list[str] = []
 
 
 class ApiKeyRevoked(_ApiKeyEvent, frozen=True, kw_only=True):

@@ -99,11 +99,12 @@ class ChunkReleased(_ChunkEvent, frozen=True, kw_only=True):
 
 
 class ChunkClosed(_ChunkEvent, frozen=True, kw_only=True):
-    """No more work on this chunk: requests without a result never ran."""
+    """No more work on this chunk: requests without a result never ran (``stuck``: were leased
+    again and again without one, and count as failed)."""
 
     TYPE: ClassVar[str] = "chunk.closed"
 
-    reason: Literal["cancelled", "expired"]
+    reason: Literal["cancelled", "expired", "stuck"]
 
 
 ChunkEvent = (

@@ -10,6 +10,15 @@ from vllm_batch.events.base import Event, Usage
 from vllm_batch.ids import FileId, JobId, KeyId, ProjectId
 
 Outcome = Literal["completed", "expired", "cancelled"]
+StuckReason = Literal[
+    "no_worker",
+    "workers_lost",
+    "workers_crash_looping",
+    "no_progress",
+    "not_leased",
+    "not_planned",
+    "not_finalized",
+]
 
 
 class _JobEvent(Event, frozen=True, kw_only=True):
@@ -84,6 +93,21 @@ class JobFinalizing(_JobEvent, frozen=True, kw_only=True):
     outcome: Outcome
 
 
+class JobStuck(_JobEvent, frozen=True, kw_only=True):
+    """Nothing was recorded for ``idle_seconds``; ``reason`` and ``detail`` say why.
+
+    ``chunks``: leased without progress (``no_progress``). Their leases are taken away next, or,
+    when that was tried often enough, they are closed as stuck.
+    """
+
+    TYPE: ClassVar[str] = "job.stuck"
+
+    reason: StuckReason
+    detail: str
+    idle_seconds: int
+    chunks: list[int] = []
+
+
 class _JobEnded(_JobEvent, frozen=True, kw_only=True):
     total: int
     completed: int
@@ -119,6 +143,7 @@ JobEvent = (
     | JobCancelRequested
     | JobWindowClosed
     | JobFinalizing
+    | JobStuck
     | JobCompleted
     | JobExpired
     | JobCancelled

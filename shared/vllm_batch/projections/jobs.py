@@ -19,6 +19,7 @@ from vllm_batch.events import (
     JobFailed,
     JobFinalizing,
     JobStarted,
+    JobStuck,
     JobSubmitted,
     JobWindowClosed,
     Recorded,
@@ -58,6 +59,8 @@ def evolve(row: BatchRow | None, recorded: Recorded) -> BatchRow:
         return _submitted(event, recorded)
     if row is None:
         raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) belongs to no known job")
+    if isinstance(event, JobStuck):
+        return row
     changes: dict[str, object] = {"status": _STATUSES[type(event)]}
     if stamp := _STAMPS.get(type(event)):
         changes[stamp] = max(int(recorded.time.timestamp()), _latest(row))

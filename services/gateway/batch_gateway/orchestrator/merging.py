@@ -6,7 +6,7 @@ Reads the chunk's segments and, where requests never ran, its byte range of the 
 from __future__ import annotations
 
 import asyncio
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 import structlog
@@ -20,15 +20,20 @@ from vllm_batch.segments import Result, decode_segment
 
 log = structlog.get_logger(__name__)
 
-_NEVER_RAN: dict[Outcome, tuple[str, str]] = {
+_NEVER_RAN: dict[Outcome | Literal["stuck"], tuple[str, str]] = {
     "cancelled": ("batch_cancelled", "The batch was cancelled before this request ran."),
     "expired": ("batch_expired", "The completion window closed before this request ran."),
+    "stuck": (
+        "batch_stuck",
+        "This request was given to workers several times and none of them made any progress; "
+        "the watchdog gave it up.",
+    ),
     "completed": ("result_lost", "The request ran, but its result could not be found."),
 }
 
 
 class Merged(NamedTuple):
-    """Lines of both files. ``failed`` counts only requests that ran."""
+    """Lines of both files. ``failed`` counts only requests that ran, or were given up as stuck."""
 
     output: bytes
     errors: bytes
@@ -51,12 +56,13 @@ async def merge_chunk(blobs: BlobStore, chunk: Chunk, outcome: Outcome) -> Merge
             "results and counts differ",
             job=chunk.planned.job_id, chunk=chunk.planned.chunk, counted=ran, found=found,
         )  # fmt: skip
+    lost, stuck = chunk.status is ChunkStatus.COMPLETED, chunk.closed == "stuck"
     if found < len(results):
-        ended: Outcome = "completed" if chunk.status is ChunkStatus.COMPLETED else outcome
-        missing = await _never_ran(blobs, chunk, results, ended)
+        ended = "completed" if lost else "stuck" if stuck else outcome
+        missing = await _never_ran(blobs, chunk, results, _NEVER_RAN[ended])
     else:
         missing = {}
-    return _split(results, missing, lost=chunk.status is ChunkStatus.COMPLETED)
+    return _split(results, missing, count_missing=lost or stuck)
 
 
 async def _results(blobs: BlobStore, chunk: Chunk) -> list[Result | None]:
@@ -78,11 +84,11 @@ async def _results(blobs: BlobStore, chunk: Chunk) -> list[Result | None]:
 
 
 async def _never_ran(
-    blobs: BlobStore, chunk: Chunk, results: list[Result | None], outcome: Outcome
+    blobs: BlobStore, chunk: Chunk, results: list[Result | None], why: tuple[str, str]
 ) -> dict[int, bytes]:
-    """Return an error line for each request without a result."""
+    """Return an error line for each request without a result; ``why``: its code and message."""
     planned = chunk.planned
-    code, message = _NEVER_RAN[outcome]
+    code, message = why
     try:
         data = await blobs.get(planned.blob, start=planned.offset, length=planned.length)
     except BlobMissing:
@@ -110,13 +116,13 @@ def _custom_id(line: bytes) -> str:
         return ""
 
 
-def _split(results: list[Result | None], missing: dict[int, bytes], *, lost: bool) -> Merged:
+def _split(results: list[Result | None], missing: dict[int, bytes], *, count_missing: bool) -> Merged:
     output: list[bytes] = []
     errors: list[bytes] = []
     failed = 0
     for index, result in enumerate(results):
         if result is None:
-            failed += lost
+            failed += count_missing
             if line := missing.get(index):
                 errors.append(line)
         elif result.failed:
