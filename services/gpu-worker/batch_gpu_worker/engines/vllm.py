@@ -49,7 +49,7 @@ class VllmEngine:
     def __init__(self, settings: Settings) -> None:
         self.ready = asyncio.Event()
         self._settings = settings
-        self._record = settings.home.absolute() / "run" / f"engine-{settings.worker_name}.json"
+        self.record = settings.home.absolute() / "run" / f"engine-{settings.worker_name}.json"
         self._socket_dir = Path()
         self._caller: HttpCaller | None = None
         self._process: asyncio.subprocess.Process | None = None
@@ -64,14 +64,14 @@ class VllmEngine:
         if self._process is None or self._process.returncode is not None:
             return None
         try:
-            return msgspec.json.decode(self._record.read_bytes(), type=_Record).server
+            return msgspec.json.decode(self.record.read_bytes(), type=_Record).server
         except (OSError, msgspec.DecodeError):
             return None
 
     async def start(self) -> None:
         """Kill what an earlier worker of this name left, and start the server."""
-        self._record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if left := await asyncio.to_thread(guardian.kill_recorded, self._record):
+        self.record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if left := await asyncio.to_thread(guardian.kill_recorded, self.record):
             log.warning("killed what an earlier engine left behind", pids=left)
         self._socket_dir = Path(tempfile.mkdtemp(prefix="vllm-batch-engine-"))
         socket = str(self._socket_dir / "engine.sock")
@@ -151,7 +151,7 @@ class VllmEngine:
         command = engine_command(self._settings, socket)
         log.info("starting vLLM", command=command)
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-I", guardian.__file__, str(self._record), str(STOP_GRACE_SECONDS),
+            sys.executable, "-I", guardian.__file__, str(self.record), str(STOP_GRACE_SECONDS),
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -174,9 +174,17 @@ class VllmEngine:
                 await asyncio.wait_for(process.wait(), HEALTH_PAUSE_SECONDS)
         return False
 
+    async def ask(self, path: str) -> EngineResponse:
+        """Return what the server says at ``path``, such as ``/health`` or ``/metrics``.
+
+        Raises:
+            EngineDown: it does not answer.
+        """
+        return await self._http().get(f"http://engine{path}")
+
     async def _healthy(self) -> bool:
         try:
-            answer = await self._http().get("http://engine/health")
+            answer = await self.ask("/health")
         except EngineUnavailable:
             return False
         return answer.status == 200
@@ -217,7 +225,7 @@ class VllmEngine:
 
     async def _kill(self) -> None:
         """Kill the guardian and everything it runs."""
-        await asyncio.to_thread(guardian.kill_recorded, self._record)
+        await asyncio.to_thread(guardian.kill_recorded, self.record)
 
     async def _forward_output(self, output: asyncio.StreamReader | None) -> None:
         while output is not None:
