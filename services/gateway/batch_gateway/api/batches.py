@@ -103,8 +103,8 @@ async def list_batches(
     """List the project's batches, the newest first."""
     if after is not None and not ids.is_token(after):
         raise NotFound(f"No such Batch object: {shown(after)}")
-    await api.reads.catch_up()
-    rows, has_more = await api.reads.lists.batches(
+    lists = await api.reads.fresh_lists()
+    rows, has_more = await lists.batches(
         caller.project, limit=limit, after=JobId(after) if after else None
     )
     return page_of([batch_object(row) for row in rows], has_more=has_more)
@@ -113,7 +113,7 @@ async def list_batches(
 @router.get("/{batch_id}", responses=documented(Batch))
 async def retrieve_batch(batch_id: str, api: Api, caller: CalledBy) -> Response:
     """Retrieve a batch."""
-    return await _answer(api, await api.reads.job(caller.project, batch_id))
+    return answer(batch_object(await api.reads.batch(caller.project, batch_id)))
 
 
 @router.post("/{batch_id}/cancel", responses=documented(Batch))

@@ -148,7 +148,7 @@ def response_to(error: Exception) -> Response:
 def _response_to_outage(error: Exception) -> Response:
     messages: dict[type[BatchError], str] = {
         EventStoreUnavailable: "The event log cannot be reached at the moment; please try again.",
-        ProjectionUnavailable: "The database cannot be reached at the moment; please try again.",
+        ProjectionUnavailable: "The lists in the database are away or behind; please try again.",
         Conflict: "Too many changes at the same time; please try again.",
         BlobError: "The file store had an error; please try again.",
     }

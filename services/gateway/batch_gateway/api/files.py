@@ -23,7 +23,7 @@ from batch_gateway.api.multipart import Form, Part
 from batch_gateway.api.reads import unix
 from batch_gateway.api.request_body import checked_text, expiry_seconds, invalid
 from vllm_batch import ids
-from vllm_batch.errors import BlobError, Conflict, NotFound, ProjectionUnavailable
+from vllm_batch.errors import BlobError, Conflict, NotFound
 from vllm_batch.events import FileDeleted, FileUploaded
 from vllm_batch.ids import FileId
 from vllm_batch.projections import files
@@ -160,8 +160,8 @@ async def list_files(
         raise invalid("purpose", f"it has to be one of {', '.join(rules.ALL_PURPOSES)}")
     if after is not None and not ids.is_token(after):
         raise invalid("after", "there is no such file")
-    await api.reads.catch_up()
-    rows, has_more = await api.reads.lists.files(
+    lists = await api.reads.fresh_lists()
+    rows, has_more = await lists.files(
         caller.project,
         purpose=purpose,
         limit=limit,
@@ -198,9 +198,9 @@ async def delete_file(file_id: str, api: Api, caller: CalledBy) -> Response:
 
 async def _refuse_in_use(api: Dependencies, file_id: FileId) -> None:
     """Which batches use a file is a question to the read models, and an old answer is no answer."""
-    if not await api.reads.catch_up(await api.store.last_sequence()):
-        raise ProjectionUnavailable("the read models are behind")
-    if await api.reads.lists.input_in_use(file_id):
+    await api.reads.catch_up(await api.store.last_sequence())
+    lists = await api.reads.fresh_lists()
+    if await lists.input_in_use(file_id):
         raise HttpRefusal(
             409,
             f"File {file_id} is the input of a batch that has not ended: "

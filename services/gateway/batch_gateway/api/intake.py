@@ -31,6 +31,7 @@ class Intake:
         self.bytes_max = bytes_max
         self._blobs = blobs
         self._free_bytes_min = free_bytes_min
+        self._room: int | None = None
         self._newlines = 0
         self._last = b""
         self._sha256 = hashlib.sha256()
@@ -58,6 +59,8 @@ class Intake:
             HttpRefusal: 413, there are more than ``bytes_max`` bytes.
             StorageFull: the disk is full, or would soon be.
         """
+        free = self._blobs.free_bytes()
+        self._room = None if free is None else free - self._free_bytes_min
         await self._blobs.put_stream(self.key, self._measured(chunks))
 
     async def discard(self) -> None:
@@ -68,6 +71,12 @@ class Intake:
         """Refuse what is over the limit as it is now."""
         if self.bytes > self.bytes_max:
             raise too_large("The file", self.bytes_max)
+
+    def _check_room(self, more: int) -> None:
+        """Keep the reserve on the disk, with what others write and with what is not written yet."""
+        if self._room is not None and self.bytes > self._room:
+            raise StorageFull(f"{self.bytes} bytes came in, there was room for {self._room}")
+        refuse_without_room(self._blobs, more, self._free_bytes_min)
 
     async def _measured(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         """Yield ``chunks`` in pieces of about STREAM_BYTES: each one costs a switch to Rust."""
@@ -88,7 +97,7 @@ class Intake:
         piece = b"".join(pending)
         self.bytes += len(piece)
         self.check_size()
-        refuse_without_room(self._blobs, len(piece), self._free_bytes_min)
+        self._check_room(len(piece))
         self._sha256.update(piece)
         if self._md5:
             self._md5.update(piece)

@@ -1,15 +1,19 @@
 """Reading what is known of files and batches: from the log for one, from Postgres for many.
 
 One file or one batch is folded from its own few events, so it is never older than the last write,
-on every replica, and Postgres may be away. Lists, and how far a running batch is, come from the
-read models; without them the counts are folded from the events of the batch's chunks.
+on every replica, and Postgres may be away; where it is the log that is away, the read models
+answer. Lists, and how far a running batch is, come from the read models; without them the counts
+are folded from the events of the batch's chunks.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -18,11 +22,11 @@ from vllm_batch import ids
 from vllm_batch.aggregates import job as rules
 from vllm_batch.aggregates.job import Job
 from vllm_batch.clock import Clock
-from vllm_batch.errors import NotFound, ProjectionUnavailable
+from vllm_batch.errors import EventStoreUnavailable, NotFound, ProjectionUnavailable
 from vllm_batch.event_store import EventStore
 from vllm_batch.event_store.protocol import fold
 from vllm_batch.events import Recorded, WorkerReady
-from vllm_batch.ids import JobId, ProjectId
+from vllm_batch.ids import FileId, JobId, ProjectId
 from vllm_batch.messaging import subjects
 from vllm_batch.projections import files, from_log, jobs
 from vllm_batch.projections.read_models import ReadModels
@@ -30,6 +34,9 @@ from vllm_batch.projections.rows import BatchRow, FileRow, ModelRow
 from vllm_batch.settings import Settings
 
 REMEMBERED_JOBS_MAX = 10_000
+LOG_SECONDS = 2.5
+
+State = TypeVar("State")
 
 
 class Counts(NamedTuple):
@@ -68,6 +75,18 @@ class Reads:
         self._shown_seq = max(self._shown_seq, seq)
         return await self.lists.wait_for(self._shown_seq, self._settings.read_your_writes_seconds)
 
+    async def fresh_lists(self) -> ReadModels:
+        """Return the read models once they hold everything that this process has ever shown.
+
+        A list without what its reader has just created would look complete, and is worse than none.
+
+        Raises:
+            ProjectionUnavailable: they are away, or behind for too long.
+        """
+        if not await self.catch_up():
+            raise ProjectionUnavailable("the read models are away or behind")
+        return self.lists
+
     async def file(self, project: ProjectId, file_id: str) -> FileRow:
         """Return a file of ``project``.
 
@@ -75,8 +94,21 @@ class Reads:
             NotFound: no such file, or it is another project's, deleted or expired.
             EventStoreUnavailable: the log does not answer.
         """
-        row, _ = await self.file_and_sequence(project, file_id)
+        try:
+            row, _ = await self.file_and_sequence(project, file_id)
+        except EventStoreUnavailable:
+            found = await self._file_in_postgres(project, file_id)
+            if found is None:
+                raise
+            row = found
         return row
+
+    async def _file_in_postgres(self, project: ProjectId, file_id: str) -> FileRow | None:
+        with suppress(ProjectionUnavailable):
+            row = await self.lists.file(project, FileId(file_id))
+            if row is not None and not self._is_gone(row):
+                return row
+        return None
 
     async def file_and_sequence(self, project: ProjectId, file_id: str) -> tuple[FileRow, int]:
         """Return a file and its last sequence, for who wants to append to it; see `file`."""
@@ -84,7 +116,7 @@ class Reads:
         seq = 0
         if ids.is_token(file_id):
             subject = subjects.aggregate("file", file_id)
-            row, seq = await fold(self._store, subject, files.evolve)
+            row, seq = await self.fold(subject, files.evolve)
         if row is None or row.project != project or self._is_gone(row):
             raise NotFound(f"No such File object: {shown(file_id)}")
         return row, seq
@@ -103,11 +135,37 @@ class Reads:
         """
         found: JobAndRow | None = None
         if ids.is_token(job_id):
-            found, _ = await fold(self._store, subjects.job(JobId(job_id)), evolve_job)
+            found, _ = await self.fold(subjects.job(JobId(job_id)), evolve_job)
         if found is None or found.row.project != project:
             raise NotFound(f"No such Batch object: {shown(job_id)}")
         self._shown_seq = max(self._shown_seq, found.seq)
         return found
+
+    async def batch(self, project: ProjectId, job_id: str) -> BatchRow:
+        """Return a batch as clients see it; raises what `job` raises."""
+        try:
+            found = await self.job(project, job_id)
+        except EventStoreUnavailable:
+            with suppress(ProjectionUnavailable):
+                row = await self.lists.batch(project, JobId(job_id))
+                if row is not None:
+                    return row
+            raise
+        return await self.with_counts(found.row)
+
+    async def fold(
+        self, subject: str, evolve: Callable[[State | None, Recorded], State]
+    ) -> tuple[State | None, int]:
+        """Return an aggregate's state and last sequence, sooner than a client gives up waiting.
+
+        Raises:
+            EventStoreUnavailable: the log does not answer.
+        """
+        try:
+            async with asyncio.timeout(LOG_SECONDS):
+                return await fold(self._store, subject, evolve)
+        except TimeoutError as error:
+            raise EventStoreUnavailable(f"reading {subject} got no answer") from error
 
     async def with_counts(self, row: BatchRow) -> BatchRow:
         """Return ``row`` with how far the batch is, where its own events do not say."""

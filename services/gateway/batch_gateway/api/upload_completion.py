@@ -24,7 +24,6 @@ from vllm_batch import ids
 from vllm_batch.blobs import BlobStore
 from vllm_batch.errors import BlobError, Conflict, InvalidInput, NotFound
 from vllm_batch.event_store import append_decided
-from vllm_batch.event_store.protocol import fold
 from vllm_batch.events import (
     Event,
     FileDeleted,
@@ -49,7 +48,7 @@ async def find(api: Dependencies, caller: Caller, upload_id: str) -> Upload:
     """
     upload: Upload | None = None
     if ids.is_token(upload_id):
-        upload, _ = await fold(api.store, subjects.aggregate("upload", upload_id), evolve)
+        upload, _ = await api.reads.fold(subjects.aggregate("upload", upload_id), evolve)
     if upload is None or upload.created.project != caller.project:
         raise NotFound(f"No such Upload object: {shown(upload_id)}")
     return upload
@@ -127,9 +126,8 @@ async def complete(
 
 async def _recorded_before(api: Dependencies, file_id: FileId) -> int:
     """Return the sequence of the file if an earlier attempt came that far; else 0."""
-    _, seq = await fold(
-        api.store, subjects.aggregate("file", file_id), lambda _, recorded: recorded
-    )
+    subject = subjects.aggregate("file", file_id)
+    _, seq = await api.reads.fold(subject, lambda _, recorded: recorded)
     return seq
 
 
