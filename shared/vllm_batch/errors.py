@@ -21,6 +21,7 @@
     │   │   ├── EngineDown           it never got the request: starting or not reachable
     │   │   └── EngineCrashed        it died while it held the request
     │   └── EngineFailed             the engine will not start
+    ├── WorkerUnreachable            a worker does not answer a command (retryable)
     └── StackError                   the embedded stack cannot start, with what to do next
 
 Only the gateway maps codes to OpenAI's error JSON.
@@ -165,6 +166,13 @@ class EngineFailed(EngineError):
     """The engine did not start; the message has its last words."""
 
     code = "engine_failed"
+
+
+class WorkerUnreachable(BatchError):
+    """The worker did not answer a command: it is gone, cut off or busy with another one."""
+
+    code = "worker_unreachable"
+    retryable = True
 
 
 class StackError(BatchError):

@@ -24,7 +24,11 @@ class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A worker's state now. Rates are means since the last heartbeat."""
+    """A worker's state now. Rates are means since the last heartbeat.
+
+    ``engine_progress_age_seconds`` counts from the last new token or finished request while
+    something runs, 0 when nothing does. ``log_errors`` and ``log_warnings`` count since the start.
+    """
 
     worker_id: WorkerId
     name: str
@@ -41,4 +45,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requests_per_second: float = 0.0
     output_tokens_per_second: float = 0.0
     rss_bytes: int = 0
+    engine_rss_bytes: int = 0
+    engine_progress_age_seconds: float = 0.0
+    engine_restarts: int = 0
+    max_num_seqs: int = 0
+    log_errors: int = 0
+    log_warnings: int = 0
     gpus: list[GpuMetrics] = []

@@ -56,6 +56,11 @@ def model_key(model: str) -> ModelKey:
     return ModelKey(hashlib.blake2b(model.encode(), digest_size=8).hexdigest())
 
 
+def worker_key(name: str) -> str:
+    """Return the subject token of a worker's name, which lasts longer than its ids."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
 def is_token(value: str) -> bool:
     """Tell whether ``value`` could be one of our ids, and so is safe in a subject or a blob key."""
     return (

@@ -52,6 +52,9 @@ class Settings(BaseSettings):
         "", description="file:// s3:// gs:// az:// root of files and segments; default <home>/blobs"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_dir: Path | None = Field(
+        None, description="a worker outside the embedded stack writes its log here: 7 files, 10 MB"
+    )
 
     # JetStream
     events_replicas: int = Field(
@@ -135,6 +138,20 @@ class Settings(BaseSettings):
     engine_max_num_seqs: int = Field(128, ge=1, description="requests the engine runs at once")
     engine_ready_seconds: float = Field(
         600.0, gt=0, description="longest wait for a starting engine"
+    )
+    engine_frozen_seconds: float = Field(
+        60.0, gt=0, description="an engine that makes no token for this long, though it has work, "
+        "and answers no small request either, is replaced",
+    )  # fmt: skip
+    engine_canary_seconds: float = Field(
+        20.0, gt=0, description="longest wait for the answer to that small request"
+    )
+    engine_rss_bytes_max: int = Field(
+        0, ge=0, description="an engine with more host memory is started anew between requests; "
+        "0: no limit",
+    )  # fmt: skip
+    log_lines_waiting_max: int = Field(
+        2000, ge=1, description="log lines kept for sending; the oldest are dropped beyond"
     )
     in_flight_factor: float = Field(
         2.0, ge=1, le=8, description="requests in flight / engine_max_num_seqs"

@@ -10,10 +10,13 @@ import structlog
 from vllm_batch.settings import Settings
 
 
-def configure_logs(settings: Settings, *, service: str) -> None:
+def configure_logs(
+    settings: Settings, *, service: str, tap: structlog.types.Processor | None = None
+) -> None:
     """Send structlog to stderr, one event per line, with the service's name in each.
 
-    Third-party loggers keep to warnings.
+    ``tap`` sees, and may change, every event before it is written. Third-party loggers keep to
+    warnings.
     """
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer()
@@ -26,6 +29,7 @@ def configure_logs(settings: Settings, *, service: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            *([tap] if tap else []),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(

@@ -34,7 +34,19 @@ from vllm_batch.events.upload import (
     UploadCreated,
     UploadPartAdded,
 )
-from vllm_batch.events.worker import WorkerLost, WorkerReady, WorkerStarted, WorkerStopped
+from vllm_batch.events.worker import (
+    RestartReason,
+    WorkerCleared,
+    WorkerCrashLooping,
+    WorkerEngineKilled,
+    WorkerEngineRestarted,
+    WorkerGpuCleared,
+    WorkerLost,
+    WorkerReady,
+    WorkerRestartRequested,
+    WorkerStarted,
+    WorkerStopped,
+)
 
 __all__ = [
     "EVENT_TYPES",
@@ -63,14 +75,21 @@ __all__ = [
     "JobWindowClosed",
     "LineError",
     "Recorded",
+    "RestartReason",
     "Segment",
     "UploadCancelled",
     "UploadCompleted",
     "UploadCreated",
     "UploadPartAdded",
     "Usage",
+    "WorkerCleared",
+    "WorkerCrashLooping",
+    "WorkerEngineKilled",
+    "WorkerEngineRestarted",
+    "WorkerGpuCleared",
     "WorkerLost",
     "WorkerReady",
+    "WorkerRestartRequested",
     "WorkerStarted",
     "WorkerStopped",
     "decode",

@@ -65,3 +65,11 @@ def heartbeat(worker_id: WorkerId) -> str:
 def log(worker_id: WorkerId) -> str:
     """Return the subject of a worker's log lines."""
     return f"worker.log.{worker_id}"
+
+
+def control(worker: str) -> str:
+    """Return the subject on which one worker takes commands: requests that no stream keeps.
+
+    ``worker`` is a worker's id or an `ids.worker_key`.
+    """
+    return f"control.worker.{worker}"

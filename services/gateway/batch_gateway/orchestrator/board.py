@@ -31,6 +31,7 @@ from vllm_batch.events.worker import WorkerEvent
 from vllm_batch.ids import JobId, WorkerId
 
 _FAULTY = frozenset({"error", "engine_failed"})
+_LIFE = WorkerStarted | WorkerReady | WorkerStopped | WorkerLost
 
 
 Change = tuple[JobId, int | None]
@@ -268,6 +269,8 @@ class Board:
         known = self.workers.get(event.worker_id)
         if known is not None and recorded.seq <= known.seq:
             return
+        if known is None and not isinstance(event, _LIFE):
+            return  # what is said of a worker after its end brings it back to no board
         view = self._worker(event.worker_id)
         view.seq = recorded.seq
         match event:
