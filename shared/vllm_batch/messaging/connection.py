@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -20,6 +20,7 @@ PING_INTERVAL_SECONDS = 3
 RECONNECT_WAIT_SECONDS: Any = 0.25
 CONNECT_TIMEOUT_SECONDS = 5
 FIRST_CONNECT_SECONDS = 5
+CLOSE_FLUSH_SECONDS = 2
 
 
 class Connection:
@@ -28,6 +29,7 @@ class Connection:
     def __init__(self) -> None:
         self.client = Client()
         self.on_reconnect: set[Callable[[], None]] = set()
+        self._closing = False
 
     async def open(self, settings: Settings, name: str) -> None:
         """Connect; keeps trying for ever once it has been connected.
@@ -46,13 +48,29 @@ class Connection:
                     reconnect_time_wait=RECONNECT_WAIT_SECONDS,
                     connect_timeout=CONNECT_TIMEOUT_SECONDS,
                     error_cb=_note_error,
-                    disconnected_cb=_note("nats disconnected"),
+                    disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
                 )
         except TimeoutError as error:
             # Without a limit on reconnects the client tries the first connection for ever, too.
             await self.client.close()
             raise nats.errors.NoServersError from error
+
+    async def close(self) -> None:
+        """Send what waits, as far as the server takes it, and close."""
+        self._closing = True
+        try:
+            if self.client.is_connected:
+                await self.client.flush(timeout=CLOSE_FLUSH_SECONDS)
+        except nats.errors.Error as error:
+            log.info("nats flush failed at close", error=repr(error))
+        # nats-py 2.16 drains a socket that the server may have closed already.
+        with suppress(ConnectionError):
+            await self.client.close()
+
+    async def _disconnected(self) -> None:
+        if not self._closing:
+            log.info("nats disconnected")
 
     async def _reconnected(self) -> None:
         log.info(
@@ -61,13 +79,6 @@ class Connection:
         )
         for callback in tuple(self.on_reconnect):
             callback()
-
-
-def _note(message: str) -> Callable[[], Awaitable[None]]:
-    async def note() -> None:
-        log.info(message)
-
-    return note
 
 
 async def _note_error(error: Exception) -> None:
@@ -82,11 +93,4 @@ async def connect(settings: Settings, name: str) -> AsyncIterator[Connection]:
     try:
         yield connection
     finally:
-        try:
-            if connection.client.is_connected:
-                await connection.client.flush(timeout=2)
-        except nats.errors.Error as error:
-            log.info("nats flush failed at close", error=repr(error))
-        # nats-py 2.16 drains a socket that the server may have closed already.
-        with suppress(ConnectionError):
-            await connection.client.close()
+        await connection.close()
