@@ -74,10 +74,8 @@ def up(
         else:
             console = output.console()
             console.print(f"{describe_api(state.api_url)}   model {state.model_name}", markup=False)
-            console.print(
-                f'for the official client: eval "$({output.program()} env{option_for(options.home)})"',
-                markup=False,
-            )
+            command = f"{output.program()} env{option_for(options.home)}"
+            console.print(f'for the official client: eval "$({command})"', markup=False)
         return
     run_here(options, quiet=supervise)
 
