@@ -17,7 +17,7 @@ from vllm_batch.local import state
 if TYPE_CHECKING:
     from openai import OpenAI
 
-RETRIES_MAX = 5
+RETRIES_MAX = 3
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 600.0
 
