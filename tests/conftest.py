@@ -111,7 +111,7 @@ async def event_store(settings: Settings) -> AsyncIterator[JetStreamEventStore]:
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
-        if name.startswith(("VLLM_BATCH_", "OPENAI_")):
+        if name.startswith(("VLLM_BATCH_", "OPENAI_")) and name != "VLLM_BATCH_CACHE":
             monkeypatch.delenv(name)
 
 
