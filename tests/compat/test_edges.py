@@ -228,6 +228,8 @@ async def test_health_needs_no_key(api: Gateway) -> None:
         for path, status in (("/healthz", "ok"), ("/readyz", "ready")):
             answer = await http.get(base + path)
             assert (answer.status_code, answer.json()) == (200, {"status": status, "problems": []})
+            head = await http.head(base + path)
+            assert (head.status_code, head.content) == (200, b"")
 
 
 async def test_the_openapi_document_describes_every_route(api: Gateway) -> None:

@@ -25,12 +25,14 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @router.get("/healthz")
+@router.head("/healthz", include_in_schema=False)
 async def healthz() -> Response:
     """Say that the process is up."""
     return answer(Health(status="ok"))
 
 
 @router.get("/readyz")
+@router.head("/readyz", include_in_schema=False)
 async def readyz(api: Api) -> Response:
     """Say whether requests can be served: 503 without the event log, degraded without Postgres."""
     log_answers = await _log_answers(api)
