@@ -61,7 +61,7 @@ def job_submitted(name: str, **changes: object) -> JobSubmitted:
     return JobSubmitted(**fields)  # type: ignore[arg-type]
 
 
-@dataclass
+@dataclass(repr=False)
 class OrchestratorBench:
     """A store, blobs, a clock, and shortcuts to what other services do."""
 

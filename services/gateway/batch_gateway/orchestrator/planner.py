@@ -168,7 +168,7 @@ class Planner:
             there, _ = await fold(self._store, subject, chunk_rules.evolve)
             if there is None or there.planned == event:
                 return
-            if event.chunk == 0 and there.planned.cut != event.cut:
+            if there.planned.cut not in {None, event.cut}:
                 raise Overtaken from None
             raise EventStoreError(
                 f"chunk {event.chunk} of {event.job_id} is planned as {there.planned}, "
