@@ -164,6 +164,33 @@ class Settings(BaseSettings):
     retry_backoff_seconds_max: float = Field(30.0, ge=0)
     drain_notice_seconds: float = Field(30.0, ge=0, description="time between SIGTERM and the end")
 
+    # Watchdog
+    watchdog_check_seconds: float = Field(
+        30.0, gt=0, description="looks at least this often; at once when a worker is lost"
+    )
+    watchdog_restarter: Literal["none", "local", "systemd", "docker"] = Field(
+        "none", description="how lost workers are started again"
+    )
+    watchdog_restart_target: str = Field(
+        "", description="unit or container to restart, with {name} for the worker's name; "
+        "default: vllm-batch-worker@{name}.service, or {name}"
+    )
+    watchdog_restart_grace_seconds: float = Field(
+        20.0, ge=0, description="a lost worker may come back by itself for this long"
+    )
+    watchdog_backoff_seconds: float = Field(5.0, ge=0, description="first pause; doubles")
+    watchdog_backoff_seconds_max: float = Field(300.0, ge=0)
+    crash_loop_restarts: int = Field(
+        5, ge=1, description="this many deaths within the window are a crash loop"
+    )
+    crash_loop_window_seconds: float = Field(600.0, gt=0)
+    stuck_job_seconds: float = Field(
+        1800.0, gt=0, description="a batch or a lease without progress for this long is stuck"
+    )
+    stuck_rounds_max: int = Field(
+        3, ge=1, description="requests found leased without progress this often fail"
+    )
+
     # Engine simulated (tests and benchmarks of what lies around the engine)
     simulated_latency_seconds: float = Field(0.0, ge=0)
     simulated_output_tokens: int = Field(8, ge=1)
