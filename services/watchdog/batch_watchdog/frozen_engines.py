@@ -52,10 +52,14 @@ class FrozenEngines:
             and beat.worker_id not in self._asked
         ]
 
+    def note_asked(self, beat: Heartbeat) -> None:
+        """Do not ask for this one again for a while."""
+        self._asked[beat.worker_id] = self._monotonic()
+
     async def check(self) -> None:
         """Have every frozen engine killed."""
         for beat in self.found():
-            self._asked[beat.worker_id] = self._monotonic()
+            self.note_asked(beat)
             log.warning(
                 "frozen engine", worker=beat.name, in_flight=beat.in_flight,
                 seconds=round(beat.engine_progress_age_seconds),

@@ -92,6 +92,6 @@ class StuckJobs:
             return
         self._jobs.apply(recorded)
         log.warning(
-            "stuck chunk freed", job=planned.job_id, chunk=planned.chunk, event=event.TYPE,
+            "stuck chunk freed", job=planned.job_id, chunk=planned.chunk, deed=event.TYPE,
             round=chunk.rounds, remaining=chunk.chunk.remaining,
         )  # fmt: skip
