@@ -65,9 +65,11 @@ def takes(cls: type) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": _reference(cls)}}}
 
 
-def takes_form(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+def takes_form(
+    properties: dict[str, Any], required: list[str], **more: dict[str, Any]
+) -> dict[str, Any]:
     """Return what an endpoint says of the form it takes."""
-    schema = {"type": "object", "properties": properties, "required": required}
+    schema = {"type": "object", "properties": properties, "required": required, **more}
     content = {"multipart/form-data": {"schema": schema}}
     return {"requestBody": {"required": True, "content": content}}
 

@@ -50,9 +50,10 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         redoc_url=None,
     )
     app.state.dependencies = dependencies
-    for module in (files, content, uploads, batches, results, batch_events, models, health):
+    modules = (files, content, uploads, batches, results, batch_events, models, health)
+    for module in modules:
         app.include_router(module.router)
-    errors.install(app)
+    errors.install(app, [route for module in modules for route in module.router.routes])
     app.add_middleware(
         Edge,
         keys=dependencies.keys,

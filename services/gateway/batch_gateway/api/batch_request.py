@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from batch_gateway.api.request_body import (
     Body,
+    ExpiresAfter,
     checked_integer,
     checked_text,
     expiry_seconds,
@@ -50,20 +53,22 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
 
 
-class _OutputExpiry(msgspec.Struct, frozen=True, kw_only=True):
-    anchor: str
-    seconds: int
+MetadataKey = Annotated[str, Meta(max_length=METADATA_KEY_CHARACTERS_MAX)]
+MetadataValue = Annotated[str, Meta(max_length=METADATA_VALUE_CHARACTERS_MAX)]
 
 
 class CreateBatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What creates a batch. Read by hand, for errors that name the parameter."""
+    """What creates a batch, for the OpenAPI document; it is read by hand, for errors that name the
+    parameter."""
 
-    input_file_id: str
-    endpoint: str
-    completion_window: str
-    metadata: dict[str, str] | None = None
-    output_expires_after: _OutputExpiry | None = None
-    priority: int | None = None
+    input_file_id: Annotated[str, Meta(min_length=1)]
+    endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+    completion_window: Annotated[str, Meta(pattern="^[1-9][0-9]{0,8}[mhd]$", examples=["24h"])]
+    metadata: (
+        Annotated[dict[MetadataKey, MetadataValue], Meta(max_length=METADATA_PAIRS_MAX)] | None
+    ) = None
+    output_expires_after: ExpiresAfter | None = None
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] | None = None
 
 
 def parse(body: Body, *, window_seconds_max: int) -> BatchRequest:

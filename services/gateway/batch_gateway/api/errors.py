@@ -7,7 +7,8 @@ tree, the framework's 404, 405 and validation, or a bug. A bug's words stay in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 import structlog
@@ -16,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
 
 from vllm_batch.errors import (
     AlreadyDone,
@@ -164,18 +166,32 @@ async def _on_known(_: Request, error: Exception) -> Response:
     return response_to(error)
 
 
-async def _on_framework(request: Request, error: Exception) -> Response:
+async def _on_framework(
+    routes: Sequence[BaseRoute], request: Request, error: Exception
+) -> Response:
     if not isinstance(error, HTTPException):  # the framework's signature says any error
         raise error
     where = f"({request.method} {shown(request.url.path)})"
+    headers = dict(error.headers or {})
     match error.status_code:
         case 404:
             message = f"Invalid URL {where}"
         case 405:
             message = f"Not allowed method for this URL {where}"
+            headers = {"allow": ", ".join(_allowed_methods(routes, request))}
         case _:
             message = str(error.detail)
-    return error_response(error.status_code, message, headers=error.headers)
+    return error_response(error.status_code, message, headers=headers)
+
+
+def _allowed_methods(routes: Sequence[BaseRoute], request: Request) -> list[str]:
+    """Return the methods of all routes at this path; the framework names those of one route."""
+    return sorted(
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    )
 
 
 async def _on_validation(_: Request, error: Exception) -> Response:
@@ -192,10 +208,10 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)  # nobody is there to read it
 
 
-def install(app: FastAPI) -> None:
-    """Let ``app`` answer every error in the envelope."""
+def install(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
+    """Let ``app``, which serves ``routes``, answer every error in the envelope."""
     app.add_exception_handler(HttpRefusal, _on_known)
     app.add_exception_handler(BatchError, _on_known)
-    app.add_exception_handler(HTTPException, _on_framework)
+    app.add_exception_handler(HTTPException, partial(_on_framework, routes))
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)

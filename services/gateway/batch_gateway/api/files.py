@@ -21,7 +21,13 @@ from batch_gateway.api.file_object import FileDeletion, FileObject, file_object
 from batch_gateway.api.intake import Intake, refuse_without_room
 from batch_gateway.api.multipart import Form, Part
 from batch_gateway.api.reads import unix
-from batch_gateway.api.request_body import checked_text, expiry_seconds, invalid
+from batch_gateway.api.request_body import (
+    EXPIRY_SECONDS_MAX,
+    EXPIRY_SECONDS_MIN,
+    checked_text,
+    expiry_seconds,
+    invalid,
+)
 from vllm_batch import ids
 from vllm_batch.errors import BlobError, Conflict, NotFound
 from vllm_batch.events import FileDeleted, FileUploaded
@@ -40,9 +46,17 @@ _UPLOAD_FORM = takes_form(
         "file": {"type": "string", "format": "binary"},
         "purpose": {"type": "string", "enum": list(rules.UPLOAD_PURPOSES)},
         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-        "expires_after[seconds]": {"type": "integer"},
+        "expires_after[seconds]": {
+            "type": "integer",
+            "minimum": EXPIRY_SECONDS_MIN,
+            "maximum": EXPIRY_SECONDS_MAX,
+        },
     },
     ["file", "purpose"],
+    dependentRequired={
+        "expires_after[anchor]": ["expires_after[seconds]"],
+        "expires_after[seconds]": ["expires_after[anchor]"],
+    },
 )
 
 

@@ -5,7 +5,7 @@ Bodies are bounded in bytes and depth; a wrong value is an `InvalidInput` that n
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,13 @@ EXPIRY_SECONDS_MIN = 3600
 EXPIRY_SECONDS_MAX = 30 * 24 * 3600
 
 Body = dict[str, Any]
+
+
+class ExpiresAfter(msgspec.Struct, frozen=True, kw_only=True):
+    """When a file expires, for the OpenAPI document."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, msgspec.Meta(ge=EXPIRY_SECONDS_MIN, le=EXPIRY_SECONDS_MAX)]
 
 
 async def read_bounded(request: Request, bytes_max: int) -> bytes:

@@ -6,10 +6,11 @@ the file of it.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Annotated, Literal, cast
 
 import msgspec
 from fastapi import APIRouter, Request
+from msgspec import Meta
 from starlette.responses import Response
 
 from batch_gateway.api import file_object as file_rules
@@ -21,6 +22,7 @@ from batch_gateway.api.intake import Intake, refuse_without_room
 from batch_gateway.api.multipart import Form
 from batch_gateway.api.reads import unix
 from batch_gateway.api.request_body import (
+    ExpiresAfter,
     checked_integer,
     checked_text,
     expiry_seconds,
@@ -71,26 +73,22 @@ class PartObject(msgspec.Struct, frozen=True, kw_only=True):
     upload_id: str
 
 
-class _FileExpiry(msgspec.Struct, frozen=True, kw_only=True):
-    anchor: str
-    seconds: int
-
-
 class UploadRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What opens an upload. Read by hand, for errors that name the parameter."""
+    """What opens an upload, for the OpenAPI document; it is read by hand, for errors that name the
+    parameter."""
 
-    bytes: int
-    filename: str
-    mime_type: str
-    purpose: str
-    expires_after: _FileExpiry | None = None
+    bytes: Annotated[int, Meta(ge=1)]
+    filename: Annotated[str, Meta(min_length=1, max_length=file_rules.FILENAME_CHARACTERS_MAX)]
+    mime_type: Annotated[str, Meta(min_length=1, max_length=1024)]
+    purpose: Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+    expires_after: ExpiresAfter | None = None
 
 
 class CompleteRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What ends an upload."""
 
-    part_ids: list[str]
-    md5: str | None = None
+    part_ids: Annotated[list[str], Meta(min_length=1)]
+    md5: Annotated[str, Meta(max_length=32)] | None = None
 
 
 @router.post("", openapi_extra=takes(UploadRequest), responses=documented(UploadObject))
