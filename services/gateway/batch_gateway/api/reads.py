@@ -35,6 +35,7 @@ from vllm_batch.settings import Settings
 
 REMEMBERED_JOBS_MAX = 10_000
 LOG_SECONDS = 2.5
+COUNTS_SECONDS = 0.25
 
 State = TypeVar("State")
 
@@ -175,10 +176,7 @@ class Reads:
         return msgspec.structs.replace(row, completed=counts.completed, failed=counts.failed)
 
     async def _counts(self, row: BatchRow) -> Counts:
-        try:
-            found = await self.lists.batch(row.project, row.job_id)
-        except ProjectionUnavailable:
-            found = None
+        found = await self._counted_in_postgres(row)
         if found is None:
             chunks = await from_log.chunk_rows(self._store, row.job_id)
             counted = from_log.with_counts(row, chunks)
@@ -188,6 +186,14 @@ class Reads:
         # A database that came back may be behind what was shown meanwhile: counts only grow.
         shown_before = self._shown_counts.get(row.job_id, Counts(0, 0))
         return max(shown_before, Counts(found.completed, found.failed), key=sum)
+
+    async def _counted_in_postgres(self, row: BatchRow) -> BatchRow | None:
+        """Return the row with counts not older than the status: "finalizing" has them all."""
+        if not await self.lists.wait_for(self._shown_seq, COUNTS_SECONDS):
+            return None
+        with suppress(ProjectionUnavailable):
+            return await self.lists.batch(row.project, row.job_id)
+        return None
 
     def _remember(self, job_id: JobId, counts: Counts) -> None:
         self._shown_counts[job_id] = counts
