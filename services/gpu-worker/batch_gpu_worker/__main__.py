@@ -1,8 +1,13 @@
-"""``python -m batch_gpu_worker``: settings, logs, connections, signals, and the agent."""
+"""``python -m batch_gpu_worker``: settings, logs, connections, signals, and the agent.
+
+SIGTERM and SIGUSR1 (what batch schedulers send ahead of the end) drain; a second signal hurries.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import random
 import signal
 import sys
@@ -16,6 +21,7 @@ from vllm_batch.blobs import open_blobs
 from vllm_batch.clock import SystemClock
 from vllm_batch.errors import BatchError
 from vllm_batch.event_store import jetstream
+from vllm_batch.log_stream import LogStream
 from vllm_batch.settings import Settings
 from vllm_batch.telemetry import configure_logs
 
@@ -25,11 +31,13 @@ log = structlog.get_logger(__name__)
 _FRAMES = 1000
 
 
-async def serve(settings: Settings) -> int:
-    """Run one worker until SIGTERM or SIGINT; return the exit status."""
-    stop = StopSignal()
+_STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+async def serve(settings: Settings, stop: StopSignal, logs: LogStream) -> int:
+    """Run one worker until it is asked to stop; return the exit status."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _STOPPING:
         loop.add_signal_handler(number, stop.ask)
     worker_id = new_worker_id()
     blobs = open_blobs(settings.blob_url)
@@ -42,24 +50,50 @@ async def serve(settings: Settings) -> int:
             clock=SystemClock(),
             worker_id=worker_id,
             rng=random.Random(),  # noqa: S311 - jitter, no secret
+            logs=logs,
         )
-        return await agent.run(stop)
+        client = store.connection.client
+        sending = asyncio.create_task(logs.run(client, worker_id))
+        try:
+            return await agent.run(stop)
+        finally:
+            sending.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sending
+            await logs.flush(client, worker_id)
 
 
 def main() -> int:
     """Run the worker; return the exit status: 0 asked to end, 1 failed."""
     settings = Settings()
-    configure_logs(settings, service="gpu-worker")
+    stop, logs = StopSignal(), LogStream(settings)
+    configure_logs(settings, service="gpu-worker", tap=logs)
     structlog.contextvars.bind_contextvars(worker=settings.worker_name)
     sys.setrecursionlimit(settings.json_depth_max + _FRAMES)
     try:
-        return uvloop.run(serve(settings))
+        status = uvloop.run(serve(settings, stop, logs))
     except BatchError as error:
         log.error("the worker cannot run", code=error.code, error=str(error))
         return 1
     finally:
-        # The loop's handler is gone: one more SIGTERM must not spoil a clean end.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # The loop's handlers are gone: one more signal must not spoil a clean end.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        logs.close()
+    if stop.start_anew and status == 0:
+        _start_anew()
+    return status
+
+
+def _start_anew() -> None:
+    """Become a fresh worker in the same process: whoever supervises it need not know.
+
+    A signal that arrives in between is still pending when its handler is installed again.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    for number in _STOPPING:
+        signal.signal(number, signal.SIG_DFL)
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - no shell, our own command line
 
 
 if __name__ == "__main__":

@@ -19,9 +19,10 @@ from batch_gpu_worker.request_run import RequestRunner
 from vllm_batch.settings import Settings
 
 
-def in_flight_max(settings: Settings) -> int:
-    """Return how many requests the engine is given at once."""
-    return max(1, int(settings.engine_max_num_seqs * settings.in_flight_factor))
+def in_flight_max(settings: Settings, max_num_seqs: int | None = None) -> int:
+    """Return how many requests an engine is given that runs ``max_num_seqs`` at once."""
+    running = settings.engine_max_num_seqs if max_num_seqs is None else max_num_seqs
+    return max(1, int(running * settings.in_flight_factor))
 
 
 class Admission:
@@ -43,21 +44,32 @@ class Admission:
         self._holdings = holdings
         self._runner = runner
         self._checkpointer = checkpointer
-        self._in_flight_max = in_flight_max(settings)
-        self._at_risk_max = self._in_flight_max + settings.flush_results
+        self._settings = settings
+        self.in_flight_max = in_flight_max(settings)
+        self._at_risk_max = self.in_flight_max + settings.flush_results
         self._closing: ReleaseReason | None = None
         self._pauses = 0
+
+    def resize(self, max_num_seqs: int) -> None:
+        """Give the engine fewer from now on: it runs only ``max_num_seqs`` at once."""
+        self.in_flight_max = in_flight_max(self._settings, max_num_seqs)
+        self._at_risk_max = self.in_flight_max + self._settings.flush_results
+
+    @property
+    def in_engine(self) -> int:
+        """How many requests the engine holds just now; others wait for it, or between tries."""
+        return self._runner.in_engine
 
     @property
     def free(self) -> int:
         """How many more requests the engine could be given now."""
-        return self._in_flight_max - self.in_flight
+        return self.in_flight_max - self.in_flight
 
     def pump(self) -> None:
         """Begin as many requests as may."""
         loop = asyncio.get_running_loop()
         while (
-            self.in_flight < self._in_flight_max
+            self.in_flight < self.in_flight_max
             and self.in_flight + self._checkpointer.undurable < self._at_risk_max
             and self._closing is None
             and not self._pauses
@@ -114,6 +126,7 @@ class Admission:
                 self.answered += 1
                 self.output_tokens += usage.output_tokens
         finally:
+            self._runner.left(request)
             self.in_flight -= 1
             chunk.running.discard(task)
             if self._closing is None:

@@ -18,7 +18,10 @@ import structlog
 
 from batch_gpu_worker.admission import Admission, in_flight_max
 from batch_gpu_worker.checkpoint import Checkpointer
+from batch_gpu_worker.control import Control
+from batch_gpu_worker.engine_monitor import EngineMonitor
 from batch_gpu_worker.engines.base import Engine
+from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.heartbeat import HeartbeatSender
 from batch_gpu_worker.holdings import HeldChunk, Holdings
 from batch_gpu_worker.intake import Intake
@@ -26,12 +29,14 @@ from batch_gpu_worker.job_endings import JobEndings
 from batch_gpu_worker.lease import ReleaseReason
 from batch_gpu_worker.presence import Presence
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
+from batch_gpu_worker.ward import Ward
 from vllm_batch import ids
 from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import Clock
 from vllm_batch.errors import EngineUnavailable
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.log_stream import LogStream
 from vllm_batch.notify import notify
 from vllm_batch.settings import Settings
 
@@ -50,10 +55,19 @@ class StopSignal:
     def __init__(self) -> None:
         self.asked = asyncio.Event()
         self.hurry = False
+        self.start_anew = False
 
     def ask(self) -> None:
         """Ask the worker to end."""
         self.hurry = self.asked.is_set()
+        self.asked.set()
+
+    def ask_restart(self, *, now: bool) -> None:
+        """Ask the worker to end and to start anew; ``now``: without waiting for what runs."""
+        if self.asked.is_set() and not self.start_anew:
+            return  # it ends for good: whoever asked for that means it
+        self.start_anew = True
+        self.hurry = self.hurry or now
         self.asked.set()
 
 
@@ -70,6 +84,7 @@ class Agent:
         clock: Clock,
         worker_id: WorkerId,
         rng: random.Random,
+        logs: LogStream | None = None,
     ) -> None:
         self.worker_id = worker_id
         self._settings = settings
@@ -82,12 +97,18 @@ class Agent:
             blobs, self.holdings, settings, on_durable=self._on_durable, on_lost=self._on_lost
         )
         self._time_limit = TimeLimit(settings.request_timeout_seconds, clock.monotonic)
+        ward, gpus = Ward(engine), GpuMeter()
         self.admission = Admission(
             self.holdings,
-            RequestRunner(engine, settings, self._time_limit, rng),
+            RequestRunner(engine, settings, self._time_limit, rng, ward),
             self._checkpointer,
             settings,
         )
+        self.monitor = EngineMonitor(
+            engine, self.admission, ward, settings,
+            worker_id=worker_id, clock=clock, gpus=gpus, record=self._presence.note,
+        )  # fmt: skip
+        engine.on_death = self.monitor.note_death
         self._intake = Intake(
             store, store.js, blobs, self.holdings, self.admission,
             settings=settings, worker_id=worker_id, ending_of=self._endings.of,
@@ -95,6 +116,11 @@ class Agent:
         self._heartbeats = HeartbeatSender(
             store.connection.client, settings, worker_id=worker_id, engine=engine,
             admission=self.admission, holdings=self.holdings, clock=clock,
+            monitor=self.monitor, gpus=gpus, logs=logs,
+        )  # fmt: skip
+        self._control = Control(
+            engine, self.monitor, gpus, self._heartbeats,
+            worker_id=worker_id, name=settings.worker_name, record=self._presence.note,
         )  # fmt: skip
         self._duties: list[asyncio.Task[None]] = []
         self._losses: set[asyncio.Task[None]] = set()
@@ -106,8 +132,11 @@ class Agent:
             stack.push_async_callback(self._engine.stop)
             stack.push_async_callback(self._end_duties)
             await self._announce()
+            client = self._store.connection.client
+            await stack.enter_async_context(self._control.listening(client, stop.ask_restart))
             await self._engine.start()
             self._begin("heartbeat", self._heartbeats.run)
+            self._begin("engine events", self.monitor.announce)
             failure = asyncio.create_task(self._engine.wait_failed())
             asked = asyncio.create_task(stop.asked.wait())
             working = asyncio.create_task(self._work(stack))
@@ -145,6 +174,7 @@ class Agent:
         await stack.enter_async_context(self._endings.listening(self._store.connection.client))
         self._begin("checkpoint", self._checkpointer.run)
         self._begin("time limit", self._look_at_time)
+        self._begin("engine monitor", self.monitor.run)
         await self._presence.ready(models, in_flight_max(self._settings))
         self._heartbeats.models, self._heartbeats.phase = models, "ready"
         await self._heartbeats.send()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import pynvml
@@ -36,6 +37,35 @@ class GpuMeter:
             self._close()
             self._opened = None  # a driver that was updated or reset: open it anew next time
             return []
+
+    def holders(self) -> dict[int, int]:
+        """Return the processes that hold GPU memory, as NVML names them: bytes by pid.
+
+        In a container NVML may name them with pids of the host, or not at all.
+        """
+        if self._opened is None:
+            self._opened = self._open()
+        found: dict[int, int] = {}
+        if not self._opened:
+            return found
+        try:
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                for read in (
+                    pynvml.nvmlDeviceGetComputeRunningProcesses,
+                    pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+                ):
+                    for process in _if_supported(partial(read, handle)) or []:
+                        used = int(process.usedGpuMemory or 0)
+                        found[int(process.pid)] = max(found.get(int(process.pid), 0), used)
+        except pynvml.NVMLError as error:
+            log.warning("who holds the GPUs is not to be had", error=str(error))
+        return found
+
+    def memory_used_bytes(self) -> int | None:
+        """Return what is used of all GPUs together, None where there is none that says so."""
+        used = [gpu.memory_used_bytes for gpu in self.read() if gpu.memory_used_bytes is not None]
+        return sum(used) if used else None
 
     def _open(self) -> bool:
         try:

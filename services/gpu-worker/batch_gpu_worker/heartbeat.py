@@ -13,13 +13,15 @@ import psutil
 import structlog
 from nats.aio.client import Client
 
-from batch_gpu_worker.admission import Admission, in_flight_max
+from batch_gpu_worker.admission import Admission
+from batch_gpu_worker.engine_monitor import EngineMonitor, rss, rss_with_children
 from batch_gpu_worker.engines.base import Engine
 from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.holdings import Holdings
 from vllm_batch.clock import Clock
 from vllm_batch.heartbeats import GpuMetrics, Heartbeat
 from vllm_batch.ids import WorkerId
+from vllm_batch.log_stream import LogStream
 from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
@@ -42,6 +44,9 @@ class HeartbeatSender:
         admission: Admission,
         holdings: Holdings,
         clock: Clock,
+        monitor: EngineMonitor,
+        gpus: GpuMeter,
+        logs: LogStream | None,
     ) -> None:
         self.phase: State = "starting"
         self.models: list[str] = []
@@ -52,7 +57,9 @@ class HeartbeatSender:
         self._admission = admission
         self._holdings = holdings
         self._clock = clock
-        self._gpus = GpuMeter()
+        self._monitor = monitor
+        self._gpus = gpus
+        self._logs = logs
         self._measured = (clock.monotonic(), 0, 0)
 
     async def run(self) -> None:
@@ -63,7 +70,7 @@ class HeartbeatSender:
 
     async def send(self) -> None:
         """Send one now."""
-        heartbeat = await self._heartbeat()
+        heartbeat = await self.now()
         if not self._client.is_connected:
             return  # an old heartbeat that arrives late would say nothing true
         try:
@@ -73,10 +80,11 @@ class HeartbeatSender:
         except nats.errors.Error as error:
             log.debug("no heartbeat", error=repr(error))
 
-    async def _heartbeat(self) -> Heartbeat:
+    async def now(self) -> Heartbeat:
+        """Return how the worker does at this moment."""
         admission = self._admission
         engine_pid = self._engine.pid
-        rss, gpus = await asyncio.to_thread(self._read_machine, engine_pid)
+        own, engines, gpus = await asyncio.to_thread(self._read_machine, engine_pid)
         now = self._clock.monotonic()
         before, answered, tokens = self._measured
         self._measured = (now, admission.answered, admission.output_tokens)
@@ -92,11 +100,17 @@ class HeartbeatSender:
             engine_pid=engine_pid,
             models=self.models,
             in_flight=admission.in_flight,
-            in_flight_max=in_flight_max(self._settings),
+            in_flight_max=admission.in_flight_max,
             leases=len(self._holdings),
             requests_per_second=(admission.answered - answered) / seconds,
             output_tokens_per_second=(admission.output_tokens - tokens) / seconds,
-            rss_bytes=rss,
+            rss_bytes=own + engines,
+            engine_rss_bytes=engines,
+            engine_progress_age_seconds=round(self._monitor.progress_age_seconds, 3),
+            engine_restarts=self._monitor.restarts,
+            max_num_seqs=self._engine.max_num_seqs,
+            log_errors=self._logs.errors if self._logs else 0,
+            log_warnings=self._logs.warnings if self._logs else 0,
             gpus=gpus,
         )
 
@@ -105,20 +119,7 @@ class HeartbeatSender:
             return "starting"  # its engine restarts
         return self.phase
 
-    def _read_machine(self, engine_pid: int | None) -> tuple[int, list[GpuMetrics]]:
+    def _read_machine(self, engine_pid: int | None) -> tuple[int, int, list[GpuMetrics]]:
         """Return the bytes that the agent and its engine have in memory, and the GPUs."""
-        rss = _rss(psutil.Process())
-        if engine_pid is not None:
-            try:
-                engine = psutil.Process(engine_pid)
-                rss += sum(_rss(one) for one in (engine, *engine.children(recursive=True)))
-            except psutil.Error:
-                pass  # it ends just now
-        return rss, self._gpus.read()
-
-
-def _rss(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0
+        engines = rss_with_children(engine_pid) if engine_pid is not None else 0
+        return rss(psutil.Process()), engines, self._gpus.read()

@@ -59,9 +59,13 @@ class Presence:
         """Say that it ends."""
         await self._append(WorkerStopped(worker_id=self._worker_id, reason=reason))
 
+    async def note(self, event: Event) -> None:
+        """Record something else that happened to it."""
+        await self._append(event)
+
     async def deny_loss(self) -> None:
         """Say again that it is ready, if the log has it as lost (it was frozen or cut off)."""
-        last = await self._last()
+        last = await self._last(WorkerLost, WorkerReady)
         if last is not None and isinstance(last.event, WorkerLost) and self._ready is not None:
             log.warning("was taken for lost: ready again")
             await self._append(self._ready)
@@ -84,10 +88,12 @@ class Presence:
             self._seq = recorded.seq
             return
 
-    async def _last(self) -> Recorded | None:
+    async def _last(self, *kinds: type[Event]) -> Recorded | None:
+        """Return the last event of ``kinds``, or of all, and learn the last sequence."""
         last: Recorded | None = None
         async for batch in self._store.read(subjects.aggregate("worker", self._worker_id)):
-            last = batch[-1]
-        if last is not None:
-            self._seq = last.seq
+            self._seq = batch[-1].seq
+            for recorded in batch:
+                if not kinds or isinstance(recorded.event, kinds):
+                    last = recorded
         return last

@@ -12,13 +12,14 @@ import msgspec
 from batch_gpu_worker.answers import NotAnAnswer, error_of, usage_of, without_streaming
 from batch_gpu_worker.engines.base import Engine, EngineResponse
 from batch_gpu_worker.holdings import Request
+from batch_gpu_worker.poison import RequestKey
+from batch_gpu_worker.ward import Ward
 from vllm_batch.batch_file import error_line, parse_request, response_line
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineUnavailable
 from vllm_batch.events import Usage
 from vllm_batch.segments import Result
 from vllm_batch.settings import Settings
 
-CRASHES_MAX = 3
 DOWN_PAUSE_SECONDS = 0.05
 _TRANSIENT = frozenset({429, 500, 502, 503, 504})
 _NOTHING_USED = Usage()
@@ -42,6 +43,11 @@ class TimeLimit:
         self._monotonic = monotonic
         self._running: dict[asyncio.Task[None], float] = {}
         self._timed_out: set[asyncio.Task[None]] = set()
+
+    @property
+    def calls(self) -> int:
+        """How many calls the engine holds."""
+        return len(self._running)
 
     async def call(
         self, task: asyncio.Task[None], engine: Engine, endpoint: str, body: bytes
@@ -79,12 +85,27 @@ class RequestRunner:
     """Has requests answered by an engine; every request ends as exactly one result line."""
 
     def __init__(
-        self, engine: Engine, settings: Settings, time_limit: TimeLimit, rng: random.Random
+        self,
+        engine: Engine,
+        settings: Settings,
+        time_limit: TimeLimit,
+        rng: random.Random,
+        ward: Ward,
     ) -> None:
         self._engine = engine
+        self._ward = ward
         self._settings = settings
         self._time_limit = time_limit
         self._rng = rng
+
+    @property
+    def in_engine(self) -> int:
+        """How many requests the engine holds."""
+        return self._time_limit.calls
+
+    def left(self, request: Request) -> None:
+        """The request has its result, or nobody wants it any more."""
+        self._ward.left(_key(request))
 
     async def run(self, request: Request, task: asyncio.Task[None]) -> tuple[Result, Usage]:
         """Return the request's result and what it used (nothing, where it failed)."""
@@ -96,14 +117,14 @@ class RequestRunner:
             return self._failed(request, _custom_id(line), "invalid_json_line", str(error))
         custom_id = parsed.custom_id
         try:
-            answer = await self._answer(chunk.endpoint, body, task)
+            answer = await self._answer(_key(request), chunk.endpoint, body, task)
             used = usage_of(answer.body) if 200 <= answer.status < 300 else None
         except RequestTimeout:
             seconds = self._settings.request_timeout_seconds
             message = f"The request took longer than {seconds:g} seconds."
             return self._failed(request, custom_id, "request_timeout", message)
         except EngineCrashed:
-            message = f"The engine crashed {CRASHES_MAX} times while it worked on the request."
+            message = "The engine crashed or froze each time it worked on this request, alone too."
             return self._failed(request, custom_id, "engine_crash", message)
         except (EngineUnavailable, NotAnAnswer) as error:
             message = f"The engine gave no answer: {error}"
@@ -121,18 +142,20 @@ class RequestRunner:
             return Result(index, True, written), _NOTHING_USED
         return Result(index, False, written), used
 
-    async def _answer(self, endpoint: str, body: bytes, task: asyncio.Task[None]) -> EngineResponse:
+    async def _answer(
+        self, key: RequestKey, endpoint: str, body: bytes, task: asyncio.Task[None]
+    ) -> EngineResponse:
         """Return an answer that trying again would not change, or the last one there was.
 
         Raises:
             RequestTimeout: the engine took too long.
-            EngineCrashed: it crashed on this request too often.
+            EngineCrashed: this request crashes it.
             EngineUnavailable: there was no answer, however often it was tried.
         """
-        tries = crashes = 0
+        tries = 0
         while True:
-            if not self._engine.ready.is_set():
-                await self._engine.ready.wait()
+            if self._ward.closed or not self._engine.ready.is_set():
+                await self._ward.admit(key)
             outcome: EngineResponse | EngineUnavailable
             try:
                 outcome = await self._time_limit.call(task, self._engine, endpoint, body)
@@ -140,9 +163,7 @@ class RequestRunner:
                 await asyncio.sleep(DOWN_PAUSE_SECONDS)  # it never had the request: not a try
                 continue
             except EngineCrashed:
-                crashes += 1
-                if crashes == CRASHES_MAX:
-                    raise
+                self._ward.fell(key)
                 continue
             except EngineUnavailable as error:
                 outcome = error
@@ -169,6 +190,11 @@ class RequestRunner:
             chunk.job_id, chunk.number, index, custom_id=custom_id, code=code, message=message
         )
         return Result(index, True, line), _NOTHING_USED
+
+
+def _key(request: Request) -> RequestKey:
+    chunk = request.chunk
+    return chunk.job_id, chunk.number, request.index
 
 
 def _custom_id(line: bytes) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from batch_gpu_worker.engines.base import EngineResponse
+from batch_gpu_worker.engines.base import EngineResponse, ignore_death
+from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.holdings import HeldChunk
 from batch_gpu_worker.lease import Lease
+from vllm_batch.errors import EngineCrashed
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import ChunkPlanned
 from vllm_batch.ids import JobId, WorkerId
@@ -47,6 +49,8 @@ class ScriptedEngine:
     def __init__(self, *steps: Step) -> None:
         self.ready = asyncio.Event()
         self.ready.set()
+        self.on_death: Callable[[Death], None] = ignore_death
+        self.max_num_seqs = 128
         self.bodies: list[bytes] = []
         self.steps = list(steps)
 
@@ -63,9 +67,23 @@ class ScriptedEngine:
     async def models(self) -> list[str]:
         return ["m"]
 
+    async def progress(self) -> int | None:
+        return None
+
+    async def canary(self) -> None: ...
+
+    async def halt(self, death: Death) -> None: ...
+
+    def resume(self) -> None: ...
+
+    def owns(self, pid: int) -> bool:
+        return False
+
     async def complete(self, endpoint: str, body: bytes) -> EngineResponse:
         self.bodies.append(body)
         step = self.steps.pop(0) if len(self.steps) > 1 else self.steps[0]
+        if isinstance(step, EngineCrashed):
+            self.on_death(Death("crashed", "scripted"))
         if isinstance(step, Exception):
             raise step
         if isinstance(step, EngineResponse):

@@ -20,6 +20,7 @@ from batch_gpu_worker.checkpoint import Checkpointer
 from batch_gpu_worker.engines.base import EngineResponse
 from batch_gpu_worker.holdings import HeldChunk, Holdings
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
+from batch_gpu_worker.ward import Ward
 from vllm_batch.aggregates import chunk as rules
 from vllm_batch.aggregates.chunk import Chunk, ChunkStatus
 from vllm_batch.blobs import BlobStore, open_blobs
@@ -119,7 +120,9 @@ async def works(
         holdings, limits,
         on_durable=pump, on_lost=lose,
     )  # fmt: skip
-    runner = RequestRunner(engine, limits, TimeLimit(600, time.monotonic), random.Random(1))
+    runner = RequestRunner(
+        engine, limits, TimeLimit(600, time.monotonic), random.Random(1), Ward(engine)
+    )
     admission = Admission(holdings, runner, checkpointer, limits)
     flushing = asyncio.create_task(checkpointer.run())
     try:

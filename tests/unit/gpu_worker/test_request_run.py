@@ -15,6 +15,7 @@ from tests.unit.gpu_worker.bench import ScriptedEngine, held, line
 from batch_gpu_worker.engines.base import EngineResponse
 from batch_gpu_worker.holdings import Request
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
+from batch_gpu_worker.ward import Ward
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineUnavailable
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import Usage
@@ -27,6 +28,13 @@ BUSY = EngineResponse(429, b'{"error":{"message":"slow down"}}')
 BROKEN = EngineResponse(500, b'{"error":{"message":"oh"}}')
 
 
+def watched(engine: ScriptedEngine) -> Ward:
+    """Return a ward that hears of the engine's deaths."""
+    ward = Ward(engine)
+    engine.on_death = lambda death: ward.engine_died(blame=death.reason == "crashed")
+    return ward
+
+
 async def run(
     engine: ScriptedEngine, tmp_path: Path, *, given: bytes = line(0), **settings: Any
 ) -> tuple[bool, dict[str, Any], Usage]:
@@ -34,7 +42,7 @@ async def run(
     defaults: dict[str, Any] = {"retry_backoff_seconds": 0.001, "request_attempts_max": 3}
     limits = Settings(home=tmp_path, **(defaults | settings))
     time_limit = TimeLimit(limits.request_timeout_seconds, time.monotonic)
-    runner = RequestRunner(engine, limits, time_limit, random.Random(1))
+    runner = RequestRunner(engine, limits, time_limit, random.Random(1), watched(engine))
     chunk = await held(MemoryEventStore(), count=1)
 
     async def look() -> None:

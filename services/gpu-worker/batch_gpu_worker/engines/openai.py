@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
-from batch_gpu_worker.engines.base import ENDPOINTS, EngineResponse, unsupported
+from batch_gpu_worker.engines.base import (
+    ENDPOINTS,
+    EngineResponse,
+    ignore_death,
+    unsupported,
+)
+from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.engines.http import HttpCaller, explained
 from vllm_batch.errors import EngineDown, EngineFailed, EngineUnavailable
 from vllm_batch.settings import Settings
@@ -22,6 +29,8 @@ class OpenAIEngine:
 
     def __init__(self, settings: Settings) -> None:
         self.ready = asyncio.Event()
+        self.on_death: Callable[[Death], None] = ignore_death
+        self.max_num_seqs = settings.engine_max_num_seqs
         self._url = settings.engine_url
         # Without a name of the user's choice: whatever the server lists.
         self._only_model = "" if settings.model_name == "openai-model" else settings.model_name
@@ -60,6 +69,25 @@ class OpenAIEngine:
             self._begin_probe()
             raise
         return explained(answer, endpoint, "The engine")
+
+    async def progress(self) -> int | None:
+        """Whoever runs the server watches it, too."""
+        return None
+
+    async def canary(self) -> None:
+        """Ask for the list of models; see `Engine.canary`."""
+        await self._caller.models()
+
+    async def halt(self, death: Death) -> None:
+        """The server is not ours to end."""
+        log.warning("an engine elsewhere is not ended", reason=death.reason, url=self._url)
+
+    def resume(self) -> None:
+        """It was never ended."""
+
+    def owns(self, _pid: int) -> bool:
+        """Its processes are not ours."""
+        return False
 
     async def stop(self) -> None:
         """Drop the connections; the server is not ours to stop."""

@@ -5,8 +5,9 @@ Marks anywhere in a body make it misbehave, so that a test can do so from a batc
 
     [[sim:400]] … [[sim:599]]   answer with that status and an error body
     [[sim:sleep=2]]             take 2 seconds (on top of the latency)
-    [[sim:hang]]                never answer
+    [[sim:hang]]                never answer, nor a canary as long as it holds such a request
     [[sim:crash]]               crash: every request it holds is lost, and it is back a moment later
+    [[sim:oom=16]]              the same, for want of memory, while max_num_seqs is above 16
 """
 
 from __future__ import annotations
@@ -22,15 +23,22 @@ from typing import Any
 
 import msgspec
 
-from batch_gpu_worker.engines.base import EngineResponse, error_body, unsupported
+from batch_gpu_worker.engines.base import (
+    EngineResponse,
+    error_body,
+    ignore_death,
+    unsupported,
+)
+from batch_gpu_worker.engines.death import Death
 from vllm_batch.errors import EngineCrashed, EngineDown
 from vllm_batch.settings import Settings
 
 RESTART_SECONDS = 0.2
 _BYTES_PER_TOKEN = 4
 _EMBEDDING_SIZE = 8
-_MARK = re.compile(rb"\[\[sim:(crash|hang|sleep=([0-9.]+)|([45]\d\d))\]\]")
+_MARK = re.compile(rb"\[\[sim:(crash|hang|sleep=([0-9.]+)|([45]\d\d)|oom=(\d+))\]\]")
 _MARK_START = b"[[sim:"
+CRASH = Death("crashed", "simulated")
 
 
 class _EmbeddingRequest(msgspec.Struct):
@@ -42,6 +50,11 @@ class SimulatedEngine:
 
     def __init__(self, settings: Settings, *, rng: random.Random | None = None) -> None:
         self.ready = asyncio.Event()
+        self.on_death: Callable[[Death], None] = ignore_death
+        self.max_num_seqs = settings.engine_max_num_seqs
+        self._tokens_made = 0
+        self._hanging = 0
+        self._halted = False
         self._model = settings.model_name
         self._latency = settings.simulated_latency_seconds
         self._error_rate = settings.simulated_error_rate
@@ -99,30 +112,75 @@ class SimulatedEngine:
             if mark[1] == b"crash":
                 self.crash()
                 raise EngineCrashed("the simulated engine crashed")
-            pause += float(mark[2] or "inf")
+            if mark[4]:
+                self._fill_memory(int(mark[4]))
+            else:
+                pause += float(mark[2] or "inf")
         if pause:
             await self._hold(pause)
+        self._tokens_made += self._tokens
         if self._error_rate and self._rng.random() < self._error_rate:
             return _failure(503)
         return EngineResponse(200, shape(body, digest))
 
-    def crash(self) -> None:
+    async def progress(self) -> int | None:
+        """Return the tokens made so far."""
+        return self._tokens_made
+
+    async def canary(self) -> None:
+        """Answer unless it hangs; see `Engine.canary`."""
+        if not self.ready.is_set():
+            raise EngineDown("the simulated engine is restarting")
+        if self._hanging:
+            await self._hold(float("inf"))
+
+    def crash(self, death: Death = CRASH) -> None:
         """Lose every request it holds and be away for RESTART_SECONDS."""
-        self.ready.clear()
-        for held in self._held:
-            if not held.done():
-                held.set_exception(EngineCrashed("the simulated engine crashed"))
-        loop = asyncio.get_running_loop()
-        self._restart = loop.call_later(RESTART_SECONDS, self.ready.set)
+        self._lose()
+        self.on_death(death)
+        self.resume()
+
+    async def halt(self, death: Death) -> None:
+        """Lose every request it holds, and stay away until `resume`."""
+        self._lose()
+        self._halted = True
+        self.on_death(death)
+
+    def resume(self) -> None:
+        """Be back after RESTART_SECONDS."""
+        self._halted = False
+        if self._restart is not None:
+            self._restart.cancel()
+        self._restart = asyncio.get_running_loop().call_later(RESTART_SECONDS, self._back)
+
+    def owns(self, _pid: int) -> bool:
+        """It has no process of its own."""
+        return False
 
     async def stop(self) -> None:
         """Lose every request it holds, and stay away."""
-        self.crash()
+        self._lose()
+        self._halted = True
         if self._restart is not None:
             self._restart.cancel()
         if self._journal is not None:
             os.close(self._journal)
             self._journal = None
+
+    def _lose(self) -> None:
+        self.ready.clear()
+        for held in self._held:
+            if not held.done():
+                held.set_exception(EngineCrashed("the simulated engine crashed"))
+
+    def _back(self) -> None:
+        if not self._halted:
+            self.ready.set()
+
+    def _fill_memory(self, fits: int) -> None:
+        if self.max_num_seqs > fits:
+            self.crash(Death("out_of_memory", f"simulated: more than {fits} do not fit"))
+            raise EngineCrashed("the simulated engine ran out of memory")
 
     async def _hold(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -131,10 +189,12 @@ class SimulatedEngine:
         if seconds != float("inf"):
             timer = loop.call_later(seconds, _release, held)
         self._held.add(held)
+        self._hanging += timer is None
         try:
             await held
         finally:
             self._held.discard(held)
+            self._hanging -= timer is None
             if timer is not None:
                 timer.cancel()
 

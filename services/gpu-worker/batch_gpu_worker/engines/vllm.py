@@ -9,20 +9,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import sys
 import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from batch_gpu_worker.engines import guardian
-from batch_gpu_worker.engines.base import ENDPOINTS, EngineResponse, unsupported
+from batch_gpu_worker.engines.base import ENDPOINTS, EngineResponse, ignore_death, unsupported
+from batch_gpu_worker.engines.death import Death, judge, memory_kills
 from batch_gpu_worker.engines.http import HttpCaller, explained
+from batch_gpu_worker.engines.vllm_command import engine_command, engine_environment
+from vllm_batch import ids
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineFailed, EngineUnavailable
+from vllm_batch.log_stream import ENGINE_EVENT, engine_level
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -35,8 +42,17 @@ RESTART_PAUSE_SECONDS_MAX = 30.0
 VERDICT_PAUSE_SECONDS = 0.05
 VERDICT_SECONDS = 10.0
 LAST_WORDS_LINES = 30
+LAST_WORDS_SECONDS = 1.0
+OUTPUT_SECONDS = 1.0
+"""How long a server's output is waited for after its end: who escaped may hold the pipe open."""
 LINE_BYTES_MAX = 64 * 1024
-_CPU_KV_CACHE_GIB = "2"
+SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux is 108 bytes with the final zero
+MARK_VARIABLE = "VLLM_BATCH_ENGINE_MARK"
+"""In the environment of all that an engine starts: whose they are, wherever they hide."""
+_GENTLE = frozenset({"memory_limit", "requested"})
+_TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE)
+_NOT_GENERATIVE = frozenset({400, 404, 405, 501})
+_SESSION = 3  # of guardian.process_fields
 
 
 class _Record(msgspec.Struct):
@@ -48,15 +64,24 @@ class VllmEngine:
 
     def __init__(self, settings: Settings) -> None:
         self.ready = asyncio.Event()
+        self.on_death: Callable[[Death], None] = ignore_death
+        self.max_num_seqs = settings.engine_max_num_seqs
         self._settings = settings
         self.record = settings.home.absolute() / "run" / f"engine-{settings.worker_name}.json"
-        self._socket_dir = Path()
+        self._short_dir: Path | None = None
         self._caller: HttpCaller | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._verdict: asyncio.Task[bool] | None = None
         self._generation = 0
         self._last_words: deque[str] = deque(maxlen=LAST_WORDS_LINES)
+        self._halted: Death | None = None
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._down = asyncio.Event()
+        self._down.set()
+        self._sessions: dict[int, int] = {}
+        self._mark = ids.worker_key(str(self.record))
 
     @property
     def pid(self) -> int | None:
@@ -73,8 +98,10 @@ class VllmEngine:
         self.record.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         if left := await asyncio.to_thread(guardian.kill_recorded, self.record):
             log.warning("killed what an earlier engine left behind", pids=left)
-        self._socket_dir = Path(tempfile.mkdtemp(prefix="vllm-batch-engine-"))
-        socket = str(self._socket_dir / "engine.sock")
+        socket = str(self.record.with_suffix(".sock"))
+        if len(os.fsencode(socket)) > SOCKET_PATH_BYTES_MAX:
+            self._short_dir = Path(tempfile.mkdtemp(prefix="vllm-batch-", dir="/tmp"))
+            socket = str(self._short_dir / "engine.sock")
         self._caller = HttpCaller("http://engine/v1", uds=socket)
         self._supervisor = asyncio.create_task(self._supervise(socket))
 
@@ -105,6 +132,57 @@ class VllmEngine:
             raise EngineCrashed("vLLM died")
         return explained(answer, endpoint, "vLLM with this model")
 
+    async def progress(self) -> int | None:
+        """Return how many tokens the server has read and made; see `Engine.progress`."""
+        answer = await self.ask("/metrics")
+        found = _TOKENS.findall(answer.body)
+        return int(sum(map(float, found))) if found else None
+
+    async def canary(self) -> None:
+        """Have one token made, or one embedding; see `Engine.canary`."""
+        model = self._settings.model_name
+        body = msgspec.json.encode({"model": model, "prompt": "a", "max_tokens": 1})
+        answer = await self._http().post("/v1/completions", body)
+        if answer.status in _NOT_GENERATIVE:
+            body = msgspec.json.encode({"model": model, "input": "a"})
+            answer = await self._http().post("/v1/embeddings", body)
+        if answer.status >= 500:
+            raise EngineUnavailable(f"a request for one token was answered {answer.status}")
+
+    async def halt(self, death: Death) -> None:
+        """End the server: at once, or politely where nothing is wrong; see `Engine.halt`."""
+        self._resumed.clear()
+        self._halted = death
+        self.ready.clear()
+        process = self._process
+        if process is not None and not self._down.is_set():
+            if death.reason not in _GENTLE:
+                await self._kill()
+                _send(process.kill)
+            else:
+                _send(process.terminate)
+        await self._down.wait()
+
+    def resume(self) -> None:
+        """Start the server again; see `Engine.resume`."""
+        self._halted = None
+        self._resumed.set()
+
+    def owns(self, pid: int) -> bool:
+        """Tell by its session or its mark whether a process is of this engine."""
+        fields = guardian.process_fields(pid)
+        if fields is None:
+            return False
+        started = self._sessions.get(int(fields[_SESSION]))
+        if started is not None and (guardian.start_time(pid) or 0) >= started:
+            return True
+        try:
+            return f"{MARK_VARIABLE}={self._mark}".encode() in (
+                Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            )
+        except OSError:
+            return False
+
     async def stop(self) -> None:
         """Ask the server to end, kill it after a grace, and wait until all of it is gone."""
         self.ready.clear()
@@ -113,7 +191,8 @@ class VllmEngine:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         if self._caller is not None:
             await self._caller.close()
-        await asyncio.to_thread(shutil.rmtree, self._socket_dir, ignore_errors=True)
+        if self._short_dir is not None:
+            await asyncio.to_thread(shutil.rmtree, self._short_dir, ignore_errors=True)
 
     def _http(self) -> HttpCaller:
         if self._caller is None:
@@ -124,47 +203,70 @@ class VllmEngine:
         """Keep the server running. Raises EngineFailed when it does not come up."""
         attempts = 0
         while True:
-            self._process = await self._launch(socket)
-            reader = asyncio.create_task(self._forward_output(self._process.stdout))
+            await self._resumed.wait()
+            came_up, death = await self._run_once(socket)
+            asked = death is self._halted
+            attempts = 0 if came_up or asked else attempts + 1
+            if attempts == START_ATTEMPTS_MAX:
+                words = "\n".join(self._last_words)
+                raise EngineFailed(f"vLLM did not start; its last words:\n{words}")
+            self.on_death(death)
+            if not asked:
+                pause = min(RESTART_PAUSE_SECONDS * 2**attempts, RESTART_PAUSE_SECONDS_MAX)
+                log.info("vLLM will be started again", in_seconds=pause)
+                await asyncio.sleep(pause)
+
+    async def _run_once(self, socket: str) -> tuple[bool, Death]:
+        """Run the server to its end; return whether it had been ready, and why it ended."""
+        self._down.clear()
+        self._last_words.clear()
+        kills = await asyncio.to_thread(memory_kills)
+        try:
+            output, writer = await _open_pipe()
             try:
-                came_up = await self._wait_healthy(self._process)
+                process = self._process = await self._launch(socket, writer)
+            finally:
+                os.close(writer)
+            reader = asyncio.create_task(self._forward_output(output))
+            try:
+                came_up = await self._wait_healthy(process)
                 if came_up:
-                    attempts = 0
                     self.ready.set()
-                    await self._process.wait()
+                    await process.wait()
             finally:
                 self.ready.clear()
                 self._generation += 1
-                await self._end(self._process)
-                await reader
-            if not came_up:
-                attempts += 1
-                if attempts == START_ATTEMPTS_MAX:
-                    words = "\n".join(self._last_words)
-                    raise EngineFailed(f"vLLM did not start; its last words:\n{words}")
-            pause = min(RESTART_PAUSE_SECONDS * 2**attempts, RESTART_PAUSE_SECONDS_MAX)
-            log.error("vLLM ended", status=self._process.returncode, restart_in_seconds=pause)
-            await asyncio.sleep(pause)
+                await self._end(process)
+                await asyncio.wait({reader}, timeout=OUTPUT_SECONDS)
+                reader.cancel()
+            kills = await asyncio.to_thread(memory_kills) - kills
+            if self._halted is not None:
+                return came_up, self._halted
+            return came_up, judge(process.returncode, self._last_words, memory_kills=kills)
+        finally:
+            self._down.set()  # whoever waits for it runs after our caller has dealt with the end
 
-    async def _launch(self, socket: str) -> asyncio.subprocess.Process:
+    async def _launch(self, socket: str, output: int) -> asyncio.subprocess.Process:
         await asyncio.to_thread(Path(socket).unlink, missing_ok=True)
-        command = engine_command(self._settings, socket)
+        command = engine_command(self._settings, socket, self.max_num_seqs)
         log.info("starting vLLM", command=command)
-        return await asyncio.create_subprocess_exec(
+        environment = engine_environment(self._settings, dict(os.environ))
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", guardian.__file__, str(self.record), str(STOP_GRACE_SECONDS),
             *command,
             stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            limit=LINE_BYTES_MAX,
+            stdout=output,
+            stderr=output,
             start_new_session=True,
-            env=engine_environment(self._settings, dict(os.environ)),
+            env={**environment, MARK_VARIABLE: self._mark},
         )  # fmt: skip
+        self._sessions[process.pid] = guardian.start_time(process.pid) or 0
+        return process
 
     async def _wait_healthy(self, process: asyncio.subprocess.Process) -> bool:
         """Return whether the server answers before it ends or engine_ready_seconds are over."""
         deadline = time.monotonic() + self._settings.engine_ready_seconds
-        while process.returncode is None:
+        while process.returncode is None and self._halted is None:
             if time.monotonic() > deadline:
                 log.error("vLLM is not ready in time", seconds=self._settings.engine_ready_seconds)
                 return False
@@ -205,6 +307,7 @@ class VllmEngine:
                 return False
             if time.monotonic() > deadline:
                 log.error("vLLM is neither well nor gone: killing it")
+                self.ready.clear()
                 await self._kill()
                 return True
             await asyncio.sleep(VERDICT_PAUSE_SECONDS)
@@ -227,53 +330,42 @@ class VllmEngine:
         """Kill the guardian and everything it runs."""
         await asyncio.to_thread(guardian.kill_recorded, self.record)
 
-    async def _forward_output(self, output: asyncio.StreamReader | None) -> None:
-        while output is not None:
+    async def _forward_output(self, output: _Pipe) -> None:
+        with contextlib.closing(output.transport):
+            await self._forward_lines(output.reader)
+
+    async def _forward_lines(self, reader: asyncio.StreamReader) -> None:
+        while True:
             try:
-                line = await output.readline()
+                line = await reader.readline()
             except ValueError:  # longer than the limit: the stream has dropped it
                 continue
             if not line:
                 return
             text = line.decode(errors="replace").rstrip()
             self._last_words.append(text)
-            log.info("engine", line=text)
+            getattr(log, engine_level(text))(ENGINE_EVENT, line=text)
 
 
-def has_nvidia_gpu() -> bool:
-    """Tell whether the NVIDIA driver offers a device on this machine."""
-    return Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists()
+class _Pipe(NamedTuple):
+    reader: asyncio.StreamReader
+    transport: asyncio.ReadTransport
 
 
-def engine_command(settings: Settings, socket: str) -> list[str]:
-    """Return the server's command line. Raises EngineFailed where a setting is missing."""
-    if settings.engine_python is None or not settings.model:
-        raise EngineFailed("engine vllm needs the settings engine_python and model")
-    arguments = [
-        str(settings.engine_python), "-m", "vllm.entrypoints.openai.api_server",
-        "--model", settings.model,
-        "--served-model-name", settings.model_name,
-        "--uds", socket,
-        "--max-num-seqs", str(settings.engine_max_num_seqs),
-        "--disable-uvicorn-access-log",
-    ]  # fmt: skip
-    if not has_nvidia_gpu() and "--enforce-eager" not in settings.engine_args:
-        arguments.append("--enforce-eager")  # compiling takes longer than it saves on a CPU
-    return [*arguments, *settings.engine_args]
+async def _open_pipe() -> tuple[_Pipe, int]:
+    """Return a pipe's reading end, and the descriptor of the end that a child writes to.
+
+    asyncio's own pipes of a child can only be closed by the child.
+    """
+    descriptor, writer = os.pipe()
+    reader = asyncio.StreamReader(LINE_BYTES_MAX)
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
+    )
+    return _Pipe(reader, transport), writer
 
 
-def engine_environment(settings: Settings, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the server's environment: none of our settings, for they hold secrets."""
-    kept = {
-        name: value
-        for name, value in inherited.items()
-        if (not name.startswith("VLLM_BATCH_") or name == "VLLM_BATCH_STACK_MARK")
-        and name not in {"NOTIFY_SOCKET", "PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
-    }
-    kept["PYTHONUNBUFFERED"] = "1"
-    kept.setdefault("VLLM_NO_USAGE_STATS", "1")
-    if Path(settings.model).is_dir():
-        kept.setdefault("HF_HUB_OFFLINE", "1")
-    if not has_nvidia_gpu():
-        kept.setdefault("VLLM_CPU_KVCACHE_SPACE", _CPU_KV_CACHE_GIB)
-    return kept
+def _send(signal: Callable[[], None]) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
+        signal()
