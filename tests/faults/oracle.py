@@ -46,6 +46,8 @@ class Oracle:
         """Return every broken promise, after ``kills`` deaths of workers or engines."""
         found: list[str] = []
         settings = self.stack.settings
+        for service in self.stack.services():  # the last kill may have been a moment ago
+            await asyncio.to_thread(self.stack.service(service.name).wait_ready)
         for work in self.works:
             found += await asyncio.to_thread(self._files, work)
         async with jetstream.connect(settings, source="oracle") as store:
