@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vllm_batch import ids
 from vllm_batch.cli import output
 from vllm_batch.cli.api_client import address_of, connected, when
 from vllm_batch.cli.listing import print_fields, print_rows
@@ -67,6 +68,8 @@ def submit(
             completion_window=window,  # type: ignore[arg-type]
             metadata=pairs or None,
             extra_body={"priority": priority},
+            # The client tries again by itself: that must not make a second batch.
+            extra_headers={"Idempotency-Key": ids.new("cli_")},
         )
         if wait:
             if not as_json:
