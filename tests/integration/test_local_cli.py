@@ -75,7 +75,7 @@ def test_a_detached_stack_serves_until_it_is_stopped(home: Path) -> None:
     up(home, "--workers", "2")
     found = status(home)
     assert found["state"] == "ready"
-    names = {"nats", "postgres", "api", "orchestrator", "worker-1", "worker-2"}
+    names = {"nats", "postgres", "api", "orchestrator", "watchdog", "worker-1", "worker-2"}
     assert {service["name"] for service in found["services"]} == names
     assert {service["state"] for service in found["services"]} == {"ready"}
     pids = [service["pid"] for service in found["services"]]

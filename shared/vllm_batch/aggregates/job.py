@@ -7,7 +7,8 @@
                           └─close window─► EXPIRING
 
 A cancel in EXPIRING or FINALIZING comes too late and is refused, as is the window's end in
-CANCELLING. Being stuck is noted in any of them and changes none. COMPLETED, EXPIRED, CANCELLED and FAILED never change again.
+CANCELLING. Being stuck is noted in any status before the end, and changes none. COMPLETED, EXPIRED,
+CANCELLED and FAILED never change again.
 """
 
 from __future__ import annotations
@@ -184,16 +185,17 @@ def evolve(state: Job | None, recorded: Recorded) -> Job:
         )
     # A stepping clock must not reorder the timestamps of a batch.
     latest = max((time, *state.times.values()))
-    changed = msgspec.structs.replace(state, status=entered, times={**state.times, entered: latest})
-    if isinstance(event, JobStarted):
-        return msgspec.structs.replace(changed, started=event)
-    if isinstance(event, JobFailed):
-        return msgspec.structs.replace(changed, failed=event)
-    if isinstance(event, JobFinalizing):
-        return msgspec.structs.replace(changed, outcome=event.outcome)
-    if isinstance(event, JobCompleted | JobExpired | JobCancelled):
-        return msgspec.structs.replace(changed, ended=event)
-    return changed
+    changes: dict[str, object] = {"status": entered, "times": {**state.times, entered: latest}}
+    match event:
+        case JobStarted():
+            changes["started"] = event
+        case JobFailed():
+            changes["failed"] = event
+        case JobFinalizing():
+            changes["outcome"] = event.outcome
+        case JobCompleted() | JobExpired() | JobCancelled():
+            changes["ended"] = event
+    return msgspec.structs.replace(state, **changes)
 
 
 def decide(state: Job | None, command: Command) -> Event:

@@ -177,12 +177,12 @@ def line_of(recorded: Recorded) -> Text:
             if len(text) > _VALUE_WIDTH_MAX:
                 text = text[: _VALUE_WIDTH_MAX - 1] + "…"
             line.append(f" {name}=", style="dim")
-            line.append(text.translate(_CONTROL))
+            line.append(text.translate(CONTROL))
     return line
 
 
 # A user's file name must not steer the terminal.
-_CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
+CONTROL = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")
 
 
 def _print(recorded: Recorded, as_json: bool) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import msgspec
+
 from vllm_batch.events.base import Event
 from vllm_batch.ids import KeyId, ProjectId
 
@@ -26,7 +28,7 @@ class ApiKeyCreated(_ApiKeyEvent, frozen=True, kw_only=True):
     name: str
     prefix: str
     sha256: str
-    scopes: list[str] = []
+    scopes: list[str] = msgspec.field(default_factory=list)
 
 
 class ApiKeyRevoked(_ApiKeyEvent, frozen=True, kw_only=True):

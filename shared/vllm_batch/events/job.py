@@ -105,7 +105,7 @@ class JobStuck(_JobEvent, frozen=True, kw_only=True):
     reason: StuckReason
     detail: str
     idle_seconds: int
-    chunks: list[int] = []
+    chunks: list[int] = msgspec.field(default_factory=list)
 
 
 class _JobEnded(_JobEvent, frozen=True, kw_only=True):

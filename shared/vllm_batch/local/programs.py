@@ -42,6 +42,16 @@ def orchestrator_spec(name: str, environment: Mapping[str, str]) -> ServiceSpec:
     )
 
 
+def watchdog_spec(name: str, environment: Mapping[str, str]) -> ServiceSpec:
+    """Return a watchdog; the supervisor itself starts again what died."""
+    return ServiceSpec(
+        name=name,
+        argv=(sys.executable, "-m", "batch_watchdog"),
+        env={**environment_of({"watchdog_restarter": "local"}), **environment},
+        ready_seconds=_START_SECONDS,
+    )
+
+
 def worker_spec(name: str, settings: Settings, environment: Mapping[str, str]) -> ServiceSpec:
     """Return a GPU worker, which starts its engine itself."""
     return ServiceSpec(

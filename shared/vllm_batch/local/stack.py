@@ -25,7 +25,13 @@ from vllm_batch.local.home import Home
 from vllm_batch.local.loop_thread import LoopThread
 from vllm_batch.local.nats import nats_spec
 from vllm_batch.local.postgres import postgres_spec
-from vllm_batch.local.programs import api_spec, environment_of, orchestrator_spec, worker_spec
+from vllm_batch.local.programs import (
+    api_spec,
+    environment_of,
+    orchestrator_spec,
+    watchdog_spec,
+    worker_spec,
+)
 from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceStatus
 from vllm_batch.local.supervisor import Supervisor
 from vllm_batch.local.validated import validated_settings
@@ -33,13 +39,13 @@ from vllm_batch.settings import Settings
 
 DEFAULT_PORT = 4080
 EngineName = Literal["vllm", "openai", "simulated"]
-ALL_ROLES = frozenset({"nats", "postgres", "api", "orchestrator", "worker"})
+ALL_ROLES = frozenset({"nats", "postgres", "api", "orchestrator", "worker", "watchdog"})
 _SERVERS = frozenset({"nats", "postgres"})
 T = TypeVar("T")
 
 
 class LocalStack:
-    """NATS, Postgres, gateway, orchestrator and workers of one home.
+    """NATS, Postgres, gateway, orchestrator, watchdog and workers of one home.
 
     ``port``: the API's; 0 takes any free one, None the usual one if it is free. ``only``: the roles
     to start, for tests of single parts. ``settings_overrides``: fields of Settings for every
@@ -282,6 +288,8 @@ class LocalStack:
         if self._wants("orchestrator"):
             names = _numbered("orchestrator", self._orchestrators)
             gateway += [orchestrator_spec(name, self._environment) for name in names]
+        if self._wants("watchdog"):
+            gateway.append(watchdog_spec("watchdog", self._environment))
         workers = [
             worker_spec(f"worker-{number}", self.settings, self._environment)
             for number in range(1, self._workers + 1)

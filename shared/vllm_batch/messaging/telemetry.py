@@ -1,0 +1,199 @@
+"""Reading telemetry back: every worker's last heartbeat, and the newest log lines.
+
+Reads the TELEMETRY stream by direct gets, which cost no consumer. What is older than the stream's
+age is gone, and heartbeats may have been lost: nobody decides about leases by this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js.errors import Error as JetStreamError
+
+from vllm_batch.errors import EventStoreUnavailable
+from vllm_batch.heartbeats import Heartbeat
+from vllm_batch.ids import WorkerId
+from vllm_batch.log_stream import LogLine
+from vllm_batch.messaging import subjects, topology
+
+ANSWER_SECONDS = 5.0
+POLL_SECONDS = 0.3
+BATCH = 500
+_NOTHING_THERE = frozenset({"204", "404"})
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedLine:
+    """A log line with its place in the stream and whose it is."""
+
+    seq: int
+    worker_id: WorkerId
+    line: LogLine
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The newest lines, oldest first. ``total``: how many the stream holds; ``after``: the last
+    sequence that was looked at, to go on from."""
+
+    lines: list[LoggedLine]
+    total: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    seq: int
+    subject: str
+    data: bytes
+    time: datetime
+
+
+async def last_heartbeats(client: Client) -> dict[WorkerId, tuple[Heartbeat, datetime]]:
+    """Return each worker's last heartbeat, with the time NATS took it in.
+
+    Raises:
+        EventStoreUnavailable: the stream does not answer.
+    """
+    request = {"multi_last": [subjects.ALL_HEARTBEATS]}
+    messages, _ = await _direct_get(client, request)
+    found: dict[WorkerId, tuple[Heartbeat, datetime]] = {}
+    for message in messages:
+        try:
+            beat = msgspec.json.decode(message.data, type=Heartbeat)
+        except msgspec.DecodeError:
+            continue  # of another release
+        found[beat.worker_id] = (beat, message.time)
+    return found
+
+
+async def tail(client: Client, *, worker_id: WorkerId | None, count: int) -> Tail:
+    """Return the last ``count`` log lines of one worker, or of all.
+
+    Raises:
+        EventStoreUnavailable: the stream does not answer.
+    """
+    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
+    js = client.jetstream(timeout=ANSWER_SECONDS)
+    try:
+        state = (await js.stream_info(topology.TELEMETRY)).state
+    except (JetStreamError, nats.errors.Error, TimeoutError) as error:
+        raise EventStoreUnavailable(f"telemetry does not answer: {error!r}") from error
+    first, last = int(state.first_seq), int(state.last_seq)
+    total = await _left_from(client, subject, first)
+    start = await _start_of_last(client, subject, count, (first, last + 1), total)
+    lines: list[LoggedLine] = []
+    while count:
+        messages, pending = await _direct_get(
+            client, {"seq": start, "next_by_subj": subject, "batch": BATCH}
+        )
+        read = (_line(message.seq, message.subject, message.data) for message in messages)
+        lines.extend(line for line in read if line is not None)
+        if not messages or pending == 0:
+            break
+        start = messages[-1].seq + 1
+    return Tail(lines[-count:] if count else [], total, max(last, lines[-1].seq if lines else 0))
+
+
+async def follow(
+    client: Client, *, worker_id: WorkerId | None, after: int
+) -> AsyncIterator[LoggedLine]:
+    """Yield the log lines that come after a sequence, for ever; asks every POLL_SECONDS."""
+    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
+    while True:
+        request = {"seq": after + 1, "next_by_subj": subject, "batch": BATCH}
+        try:
+            messages, _ = await _direct_get(client, request)
+        except EventStoreUnavailable:
+            messages = []  # it comes back, and nothing is skipped
+        for message in messages:
+            after = message.seq
+            if (line := _line(message.seq, message.subject, message.data)) is not None:
+                yield line
+        if not messages:
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _left_from(client: Client, subject: str, seq: int) -> int:
+    """Return how many messages of ``subject`` there are from ``seq`` on."""
+    request = {"seq": max(seq, 1), "next_by_subj": subject, "batch": 1}
+    messages, pending = await _direct_get(client, request)
+    return len(messages) + pending if messages else 0
+
+
+async def _start_of_last(
+    client: Client, subject: str, count: int, bounds: tuple[int, int], total: int
+) -> int:
+    """Return a sequence from which on there are ``count`` messages, found by halving."""
+    low, high = max(bounds[0], 1), max(bounds[1], 1)
+    if total <= count:
+        return low
+    while high - low > 1:
+        middle = (low + high) // 2
+        left = await _left_from(client, subject, middle)
+        if left >= count:
+            low = middle
+        else:
+            high = middle
+        if left == count:
+            break
+    return low
+
+
+def _line(seq: int, subject: str, payload: bytes) -> LoggedLine | None:
+    try:
+        line = msgspec.json.decode(payload, type=LogLine)
+    except msgspec.DecodeError:
+        return None  # of another release
+    return LoggedLine(seq, WorkerId(subject.rpartition(".")[2]), line)
+
+
+def _raw(headers: dict[str, str], data: bytes) -> _Raw:
+    time = datetime.fromisoformat(headers["Nats-Time-Stamp"])
+    return _Raw(int(headers["Nats-Sequence"]), headers["Nats-Subject"], data, time)
+
+
+async def _direct_get(client: Client, request: dict[str, Any]) -> tuple[list[_Raw], int]:
+    """Return what the request finds, and how many there are after that.
+
+    Raises:
+        EventStoreUnavailable: no answer in time.
+    """
+    inbox = client.new_inbox()
+    done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    found: list[_Raw] = []
+
+    async def receive(message: Msg) -> None:
+        headers = message.headers or {}
+        status = headers.get("Status")
+        if status is None:
+            found.append(_raw(headers, message.data))
+        elif not done.done():
+            if status in _NOTHING_THERE:
+                done.set_result(int(headers.get("Nats-Num-Pending", 0)))
+            else:
+                why = f"telemetry cannot be read: {status} {headers.get('Description', '')}"
+                done.set_exception(EventStoreUnavailable(why))
+
+    try:
+        subscription = await client.subscribe(inbox, cb=receive)
+        try:
+            await client.publish(
+                f"$JS.API.DIRECT.GET.{topology.TELEMETRY}",
+                msgspec.json.encode(request),
+                reply=inbox,
+            )
+            pending = await asyncio.wait_for(done, ANSWER_SECONDS)
+        finally:
+            await subscription.unsubscribe()
+    except (nats.errors.Error, TimeoutError) as error:
+        raise EventStoreUnavailable(f"telemetry does not answer: {error!r}") from error
+    return found, pending
