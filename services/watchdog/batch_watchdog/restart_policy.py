@@ -63,10 +63,10 @@ def next_move(name: Name, now: datetime, settings: Settings) -> Move:
         return Leave()
     asked_after = [time for time in worker.restart_asked_at if time >= worker.ended_at]
     if asked_after:
-        due = asked_after[-1] + _pause(deaths + len(asked_after), settings)
+        due = asked_after[-1] + _pause(deaths - 1 + len(asked_after), settings)
     else:
         grace = timedelta(seconds=settings.watchdog_restart_grace_seconds)
-        due = worker.ended_at + max(grace, _pause(deaths, settings))
+        due = worker.ended_at + max(grace, _pause(deaths - 1, settings))
     return Restart(len(asked_after) + 1) if now >= due else Wait(due)
 
 

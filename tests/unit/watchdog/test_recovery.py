@@ -32,23 +32,23 @@ async def test_a_lost_worker_is_restarted_after_the_grace(bench: WatchdogBench) 
     assert [e.requested_by for e in asked] == ["watchdog"]
 
 
-async def test_a_second_attempt_waits_longer_than_the_first(bench: WatchdogBench) -> None:
+async def test_attempts_that_lead_to_nothing_come_further_and_further_apart(bench: WatchdogBench) -> None:
     await bench.started("w1")
     await bench.lost("w1")
     recovery = await bench.recovery()
     bench.clock.advance(10)
-    first = await recovery.check()
-    assert first is None
-    due = await recovery.check()
-    assert due is not None
-    pause = (due - bench.clock.now()).total_seconds()
-    assert pause == 8  # the second failure: 4 s doubled
-    bench.clock.advance(pause - 0.5)
     await recovery.check()
-    assert len(bench.restarter.restarted) == 1
-    bench.clock.advance(0.5)
-    await recovery.check()
-    assert len(bench.restarter.restarted) == 2
+    for pause in (4, 8, 16):
+        due = await recovery.check()
+        assert due is not None
+        assert (due - bench.clock.now()).total_seconds() == pause
+        made = len(bench.restarter.restarted)
+        bench.clock.advance(pause - 0.5)
+        await recovery.check()
+        assert len(bench.restarter.restarted) == made
+        bench.clock.advance(0.5)
+        await recovery.check()
+        assert len(bench.restarter.restarted) == made + 1
 
 
 async def test_who_left_on_purpose_is_not_missed(bench: WatchdogBench) -> None:
