@@ -78,9 +78,14 @@ async def append_decided(
     subject: str,
     evolve: Callable[[State | None, Recorded], State],
     decide: Callable[[State | None], Event],
+    *,
+    known: tuple[State, int] | None = None,
 ) -> tuple[Recorded, State]:
     """Load the aggregate under ``subject``, decide, append; on a conflict read again and decide
     anew.
+
+    ``known``: state and last sequence, from a caller who follows the aggregate; then the first
+    attempt needs no reading.
 
     Raises:
         Rejected: the rules refuse (see the ``decide`` given).
@@ -88,7 +93,11 @@ async def append_decided(
         EventStoreUnavailable: no answer in time.
     """
     for attempt in range(DECIDE_ATTEMPTS_MAX):
-        state, seq = await fold(store, subject, evolve)
+        if known is not None and attempt == 0:
+            state: State | None
+            state, seq = known
+        else:
+            state, seq = await fold(store, subject, evolve)
         event = decide(state)
         try:
             recorded = await store.append(event, expected=seq)

@@ -11,10 +11,12 @@ from structlog.testing import capture_logs
 from tests.unit.orchestrator.bench import OrchestratorBench, request
 
 from batch_gateway.orchestrator.finalizer import Finalizer
+from vllm_batch.aggregates import job as job_rules
 from vllm_batch.aggregates.chunk import Close, Release
 from vllm_batch.aggregates.job import Cancel, CloseWindow, Finalize, Job, JobStatus
 from vllm_batch.blobs import BlobStore, open_blobs
 from vllm_batch.errors import AlreadyDone, BlobMissing, StorageFull
+from vllm_batch.event_store.protocol import fold
 from vllm_batch.events import FileCreated, JobCompleted, Usage
 from vllm_batch.ids import JobId, output_file_id
 from vllm_batch.messaging import subjects
@@ -26,8 +28,16 @@ def finalizer(bench: OrchestratorBench, blobs: BlobStore | None = None) -> Final
 
 async def finish(bench: OrchestratorBench, job_id: JobId) -> Job:
     await bench.job_command(job_id, Finalize())
-    await finalizer(bench).finish(await bench.job(job_id), await bench.chunks(job_id))
+    await finish_again(bench, job_id)
     return await bench.job(job_id)
+
+
+async def finish_again(
+    bench: OrchestratorBench, job_id: JobId, blobs: BlobStore | None = None
+) -> int:
+    job, seq = await fold(bench.store, subjects.job(job_id), job_rules.evolve)
+    assert job is not None
+    return await finalizer(bench, blobs).finish(job, seq, await bench.chunks(job_id))
 
 
 async def job_of(bench: OrchestratorBench, count: int, per_chunk: int, **changes: object) -> JobId:
@@ -157,9 +167,8 @@ async def test_two_finalizers_do_what_one_does(bench: OrchestratorBench) -> None
     job_id = await job_of(bench, 20, 3)
     await complete(bench, job_id, failing={3, 4})
     await bench.job_command(job_id, Finalize())
-    job, chunks = await bench.job(job_id), await bench.chunks(job_id)
     results = await asyncio.gather(
-        *(finalizer(bench).finish(job, chunks) for _ in range(3)), return_exceptions=True
+        *(finish_again(bench, job_id) for _ in range(3)), return_exceptions=True
     )
     assert sorted(type(result).__name__ for result in results) == [
         "AlreadyDone", "AlreadyDone", "int",
@@ -169,7 +178,7 @@ async def test_two_finalizers_do_what_one_does(bench: OrchestratorBench) -> None
     assert ended is not None
     assert len(await bench.file_lines(ended.output_file_id)) == 18
     with pytest.raises(AlreadyDone):
-        await finalizer(bench).finish(job, chunks)
+        await finish_again(bench, job_id)
 
 
 async def test_a_second_result_of_a_request_is_dropped_and_said_aloud(
@@ -216,14 +225,13 @@ async def test_a_full_disk_ends_nothing_and_can_be_tried_again(bench: Orchestrat
     job_id = await job_of(bench, 40, 2)
     await complete(bench, job_id)
     await bench.job_command(job_id, Finalize())
-    job, chunks = await bench.job(job_id), await bench.chunks(job_id)
     inner = open_blobs(bench.settings.blob_url)
     full = FullStore(inner._store, inner._root)
     async with asyncio.timeout(10):
         with pytest.raises(StorageFull):
-            await finalizer(bench, full).finish(job, chunks)
+            await finish_again(bench, job_id, full)
     assert (await bench.job(job_id)).status is JobStatus.FINALIZING
-    await finalizer(bench).finish(job, chunks)
+    await finish_again(bench, job_id)
     ended = (await bench.job(job_id)).ended
     assert ended is not None
     assert ended.output_file_id == output_file_id(job_id, "output")

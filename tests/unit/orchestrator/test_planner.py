@@ -8,12 +8,15 @@ import pytest
 from tests.unit.orchestrator.bench import OrchestratorBench, request
 
 from batch_gateway.orchestrator.planner import Planner
+from vllm_batch.aggregates import job as job_rules
 from vllm_batch.aggregates.job import Cancel, JobStatus
 from vllm_batch.batch_file import parse_request, request_lines
 from vllm_batch.errors import AlreadyDone, Conflict, EventStoreUnavailable, Rejected
 from vllm_batch.event_store.memory import MemoryEventStore
+from vllm_batch.event_store.protocol import fold
 from vllm_batch.events import ChunkPlanned, Event, FileDeleted, JobSubmitted, Recorded
 from vllm_batch.ids import EventId, FileId, JobId
+from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
 
@@ -22,6 +25,12 @@ def planner(bench: OrchestratorBench, **overrides: object) -> Planner:
     return Planner(
         bench.store, bench.blobs, settings, is_known_model=lambda model: model != "unknown"
     )
+
+
+async def plan(bench: OrchestratorBench, submitted: JobSubmitted, **overrides: object) -> int:
+    job, seq = await fold(bench.store, subjects.job(submitted.job_id), job_rules.evolve)
+    assert job is not None
+    return await planner(bench, **overrides).plan(job, seq)
 
 
 async def covered(bench: OrchestratorBench, job_id: JobId) -> list[str]:
@@ -46,7 +55,7 @@ def content(count: int) -> bytes:
 
 async def test_a_valid_file_becomes_chunks_and_a_running_job(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(10))
-    seq = await planner(bench).plan(submitted)
+    seq = await plan(bench, submitted)
     job = await bench.job(submitted.job_id)
     assert job.status is JobStatus.RUNNING
     assert job.started is not None
@@ -72,14 +81,14 @@ async def test_odd_but_valid_files_are_covered_exactly(
     bench: OrchestratorBench, mangled: bytes
 ) -> None:
     submitted = await bench.submit("a", mangled)
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     assert await covered(bench, submitted.job_id) == names(9)
 
 
 async def test_a_five_megabyte_line_is_a_chunk_of_its_own(bench: OrchestratorBench) -> None:
     lines = [request("a"), request("b", padding=5_000_000), request("c"), request("d")]
     submitted = await bench.submit("a", b"".join(lines))
-    await planner(bench, chunk_bytes_max=1_000_000).plan(submitted)
+    await plan(bench, submitted, chunk_bytes_max=1_000_000)
     assert await covered(bench, submitted.job_id) == ["a", "b", "c", "d"]
     assert [chunk.planned.count for chunk in await bench.chunks(submitted.job_id)] == [1, 1, 2]
 
@@ -95,19 +104,19 @@ async def test_an_invalid_file_fails_with_its_lines_and_plans_nothing(
     bench: OrchestratorBench,
 ) -> None:
     submitted = await bench.submit("a", content(10) + b"{}\n" + request("r1"))
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     assert await failure(bench, submitted) == ("missing_required_parameter", 5)
 
 
 async def test_an_unknown_model_fails(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", request("a", model="unknown"))
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     assert await failure(bench, submitted) == ("model_not_found", 1)
 
 
 async def test_a_line_beyond_the_limit_over_many_pieces_fails(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", request("a") + request("b", padding=5_000_000))
-    await planner(bench, request_bytes_max=2_000_000).plan(submitted)
+    await plan(bench, submitted, request_bytes_max=2_000_000)
     assert await failure(bench, submitted) == ("invalid_value", 1)
 
 
@@ -117,20 +126,20 @@ async def test_a_deleted_input_fails_clearly(bench: OrchestratorBench) -> None:
         FileDeleted(file_id=FileId("file-a"), reason="requested"),
         expected=await bench.store.last_sequence() - 1,
     )
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     assert await failure(bench, submitted) == ("file_not_found", 1)
 
 
 async def test_a_missing_blob_fails_clearly(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(3))
     await bench.blobs.delete("files/file-a")
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     assert await failure(bench, submitted) == ("file_not_found", 1)
 
 
 async def test_a_file_that_is_too_large_fails_unread(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(3))
-    await planner(bench, batch_file_bytes_max=100).plan(submitted)
+    await plan(bench, submitted, batch_file_bytes_max=100)
     assert await failure(bench, submitted) == ("file_too_large", 1)
 
 
@@ -159,9 +168,9 @@ async def test_after_a_crash_the_whole_file_is_covered_once_whatever_the_limits_
     submitted = await bench.submit("a", content(22))
     store.chunks_left, store.skip = survivors, frozenset({1})
     with pytest.raises(EventStoreUnavailable):
-        await planner(bench, chunk_requests_max=4).plan(submitted)
+        await plan(bench, submitted, chunk_requests_max=4)
     store.chunks_left, store.skip = 1_000_000, frozenset()
-    await planner(bench, chunk_requests_max=requests_max).plan(submitted)
+    await plan(bench, submitted, chunk_requests_max=requests_max)
     assert await covered(bench, submitted.job_id) == names(22)
     job = await bench.job(submitted.job_id)
     assert job.started is not None
@@ -171,8 +180,8 @@ async def test_after_a_crash_the_whole_file_is_covered_once_whatever_the_limits_
 async def test_two_planners_with_other_limits_make_one_plan(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(50))
     results = await asyncio.gather(
-        planner(bench, chunk_requests_max=4).plan(submitted),
-        planner(bench, chunk_requests_max=7).plan(submitted),
+        plan(bench, submitted, chunk_requests_max=4),
+        plan(bench, submitted, chunk_requests_max=7),
         return_exceptions=True,
     )
     assert sum(isinstance(result, int) for result in results) == 1
@@ -180,42 +189,26 @@ async def test_two_planners_with_other_limits_make_one_plan(bench: OrchestratorB
     assert await covered(bench, submitted.job_id) == names(50)
 
 
-async def test_a_plan_that_was_begun_is_finished_although_the_model_is_not_known_any_more(
-    bench: OrchestratorBench,
-) -> None:
-    bench.store = store = DyingStore(clock=bench.clock)
-    submitted = await bench.submit(
-        "a", request("a", model="unknown") + request("b", model="unknown")
-    )
-    store.skip = frozenset({1})
-    limits = Settings(home=bench.home, chunk_requests_max=1)
-    with pytest.raises(EventStoreUnavailable):
-        await Planner(store, bench.blobs, limits, is_known_model=lambda _: True).plan(submitted)
-    store.skip = frozenset()
-    await planner(bench).plan(submitted)
-    assert (await bench.job(submitted.job_id)).status is JobStatus.RUNNING
-
-
 async def test_a_job_cancelled_meanwhile_does_not_start(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(3))
     await bench.job_command(submitted.job_id, Cancel())
     with pytest.raises(Rejected):
-        await planner(bench).plan(submitted)
+        await plan(bench, submitted)
 
 
 async def test_a_plan_that_contradicts_the_log_is_not_recorded(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", content(10))
-    await planner(bench).plan(submitted)
+    await plan(bench, submitted)
     first, second, *_ = [chunk.planned for chunk in await bench.chunks(submitted.job_id)]
     other = await bench.submit("b", content(10))
-    for plan in (first, second):
+    for one in (first, second):
         moved = ChunkPlanned(
-            job_id=other.job_id, chunk=plan.chunk, blob="files/file-b", offset=plan.offset + 1,
-            length=plan.length, first_line=plan.first_line, count=plan.count,
-            endpoint=plan.endpoint, model=plan.model, cut=plan.cut,
+            job_id=other.job_id, chunk=one.chunk, blob="files/file-b", offset=one.offset + 1,
+            length=one.length, first_line=one.first_line, count=one.count,
+            endpoint=one.endpoint, model=one.model, cut=one.cut,
         )  # fmt: skip
         await bench.store.append(moved, expected=0)
     with pytest.raises(Exception, match="is planned as") as refusal:
-        await planner(bench).plan(other)
+        await plan(bench, other)
     assert not isinstance(refusal.value, Conflict)
     assert (await bench.job(other.job_id)).status is JobStatus.VALIDATING

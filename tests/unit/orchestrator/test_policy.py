@@ -1,83 +1,154 @@
-"""Who is served next."""
+"""Who is served next: known cases, and random ones against the rule in its plainest form."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.orchestrator.bench import job_submitted
 
-from batch_gateway.orchestrator.policy import Candidate, share_out
-from vllm_batch.ids import JobId, ProjectId
+from batch_gateway.orchestrator.policy import Backlog
+from vllm_batch.ids import ProjectId
 
 
-def job(name: str, waiting: int = 100, under_way: int = 0, **changes: object) -> Candidate:
-    fields: dict[str, object] = {
-        "project": ProjectId("p"), "priority": 0, "deadline": 1000, "submitted_seq": ord(name[-1]),
-        **changes,
-    }  # fmt: skip
-    return Candidate(job_id=JobId(name), waiting=waiting, under_way=under_way, **fields)  # type: ignore[arg-type]
+@dataclass
+class Share:
+    """A job as a test knows it."""
+
+    name: str
+    waiting: int = 100
+    under_way: int = 0
+    project: str = "p"
+    priority: int = 0
+    deadline: int = 1000
+    seq: int = 0
+
+    def put(self, backlog: Backlog) -> None:
+        submitted = job_submitted(
+            self.name,
+            project=ProjectId(self.project),
+            priority=self.priority,
+            expires_at=self.deadline,
+        )
+        backlog.update(
+            submitted, self.seq or ord(self.name[0]), waiting=self.waiting, under_way=self.under_way
+        )
+
+
+def turns(backlog: Backlog, slots: int) -> list[str]:
+    taken = [backlog.take() for _ in range(slots)]
+    return [job_id.removeprefix("batch_") for job_id in taken if job_id is not None]
+
+
+def served(slots: int, *jobs: Share) -> list[str]:
+    backlog = Backlog()
+    for job in jobs:
+        job.put(backlog)
+    return turns(backlog, slots)
 
 
 def test_a_small_job_behind_a_large_one_is_next() -> None:
-    assert share_out([job("large", under_way=6), job("small", waiting=1)], 2) == ["small", "large"]
+    large, small = Share("large", under_way=6), Share("small", waiting=1)
+    assert served(2, large, small) == ["small", "large"]
 
 
 def test_jobs_take_turns() -> None:
-    assert share_out([job("a"), job("b"), job("c")], 7) == ["a", "b", "c", "a", "b", "c", "a"]
+    assert served(7, Share("a"), Share("b"), Share("c")) == ["a", "b", "c", "a", "b", "c", "a"]
 
 
 def test_higher_priority_goes_first_whatever_it_has_already() -> None:
-    turns = share_out([job("low"), job("high", waiting=3, under_way=50, priority=5)], 5)
-    assert turns == ["high", "high", "high", "low", "low"]
+    high = Share("high", waiting=3, under_way=50, priority=5)
+    assert served(5, Share("low"), high) == ["high", "high", "high", "low", "low"]
 
 
 def test_the_earlier_deadline_goes_first_among_equals() -> None:
-    assert share_out([job("a", deadline=900), job("b", deadline=500)], 2) == ["b", "a"]
+    assert served(2, Share("a", deadline=900), Share("b", deadline=500)) == ["b", "a"]
 
 
 def test_tenants_share_before_jobs_do() -> None:
-    many = [job(name, project=ProjectId("greedy")) for name in ("a", "b", "c")]
-    turns = share_out([*many, job("z", project=ProjectId("modest"))], 6)
-    assert turns.count("z") == 3  # type: ignore[comparison-overlap]
-    assert sorted(turns) == ["a", "b", "c", "z", "z", "z"]
+    many = [Share(name, project="greedy") for name in ("a", "b", "c")]
+    order = served(6, *many, Share("z", project="modest"))
+    assert sorted(order) == ["a", "b", "c", "z", "z", "z"]
 
 
 def test_work_under_way_counts_for_the_tenant_even_where_nothing_waits() -> None:
-    busy = job("a", waiting=0, under_way=4, project=ProjectId("busy"))
-    turns = share_out(
-        [busy, job("b", project=ProjectId("busy")), job("c", project=ProjectId("idle"))], 4
+    busy = Share("a", waiting=0, under_way=4, project="busy")
+    order = served(4, busy, Share("b", project="busy"), Share("c", project="idle"))
+    assert order == ["c", "c", "c", "c"]
+
+
+def test_a_job_that_is_removed_gets_no_turn_and_frees_its_tenant_s_share() -> None:
+    backlog = Backlog()
+    Share("a", under_way=9, project="x").put(backlog)
+    Share("b", project="x").put(backlog)
+    Share("c", project="y", under_way=1).put(backlog)
+    backlog.remove(job_submitted("a").job_id)
+    backlog.remove(job_submitted("a").job_id)
+    assert turns(backlog, 2) == ["b", "b"]
+
+
+def plainly(jobs: dict[str, Share]) -> str | None:
+    """The rule, without any cleverness."""
+    shares: dict[tuple[int, str], int] = {}
+    for job in jobs.values():
+        shares[job.priority, job.project] = (
+            shares.get((job.priority, job.project), 0) + job.under_way
+        )
+    waiting = [job for job in jobs.values() if job.waiting > 0]
+    if not waiting:
+        return None
+    chosen = min(
+        waiting,
+        key=lambda job: (
+            -job.priority,
+            shares[job.priority, job.project],
+            job.under_way,
+            job.deadline,
+            job.seq,
+        ),
     )
-    assert turns == ["c", "c", "c", "c"]
+    return chosen.name
 
 
-candidates = st.lists(
-    st.builds(
-        Candidate,
-        job_id=st.text("abcdef", min_size=1, max_size=3).map(JobId),
-        project=st.sampled_from([ProjectId("p"), ProjectId("q")]),
-        priority=st.integers(-1, 1),
-        deadline=st.integers(0, 5),
-        submitted_seq=st.integers(0, 100),
-        waiting=st.integers(0, 4),
-        under_way=st.integers(0, 4),
+names = st.sampled_from("abcdef")
+changes = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), names, st.just(0), st.just(0)),
+        st.tuples(st.just("remove"), names, st.just(0), st.just(0)),
+        st.tuples(st.just("update"), names, st.integers(0, 4), st.integers(0, 4)),
     ),
-    max_size=8,
-    unique_by=lambda candidate: candidate.job_id,
+    max_size=60,
 )
 
 
-@given(candidates, st.integers(0, 20))
-def test_slots_are_used_up_and_nobody_gets_more_than_it_has(
-    given_candidates: list[Candidate], slots: int
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("pq"), st.integers(-1, 1), st.integers(0, 2)),
+        min_size=6,
+        max_size=6,
+    ),
+    changes,
+)
+def test_it_follows_the_rule_through_any_history(
+    kinds: list[tuple[str, int, int]], history: list[tuple[str, str, int, int]]
 ) -> None:
-    turns = share_out(given_candidates, slots)
-    waiting = {candidate.job_id: candidate.waiting for candidate in given_candidates}
-    assert len(turns) == min(slots, sum(waiting.values()))
-    for job_id in set(turns):
-        assert turns.count(job_id) <= waiting[job_id]
-
-
-@given(candidates, st.integers(1, 20))
-def test_nobody_waits_for_a_lower_priority(given_candidates: list[Candidate], slots: int) -> None:
-    priority = {candidate.job_id: candidate.priority for candidate in given_candidates}
-    served = [priority[job_id] for job_id in share_out(given_candidates, slots)]
-    assert served == sorted(served, reverse=True)
+    backlog = Backlog()
+    jobs: dict[str, Share] = {}
+    for what, name, waiting, under_way in history:
+        if what == "update":
+            number = ord(name) - ord("a")
+            project, priority, deadline = kinds[number]
+            jobs[name] = Share(
+                name, waiting, under_way, project, priority, deadline, seq=number + 1
+            )
+            jobs[name].put(backlog)
+        elif what == "remove":
+            jobs.pop(name, None)
+            backlog.remove(job_submitted(name).job_id)
+        else:
+            wanted = plainly(jobs)
+            assert turns(backlog, 1) == ([] if wanted is None else [wanted])
+            if wanted is not None:
+                jobs[wanted].waiting -= 1
+                jobs[wanted].under_way += 1

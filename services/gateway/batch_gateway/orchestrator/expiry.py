@@ -75,6 +75,7 @@ class Expiry:
                     subjects.job(job_id),
                     rules.evolve,
                     lambda state: rules.decide(state, rules.CloseWindow()),
+                    known=(view.job, view.seq),
                 )
             except Rejected:
                 pass  # it was cancelled or ended meanwhile

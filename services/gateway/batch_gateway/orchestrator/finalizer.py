@@ -83,8 +83,9 @@ class Finalizer:
         self._clock = clock
         self._lanes = Lanes()
 
-    async def finish(self, job: Job, chunks: list[Chunk]) -> int:
-        """Write the files of a finalizing job and end it; return the sequence of its end.
+    async def finish(self, job: Job, seq: int, chunks: list[Chunk]) -> int:
+        """Write the files of a finalizing job and end it; return the sequence of its end. ``seq``:
+        the job's last one.
 
         Raises:
             AlreadyDone: another finalizer was faster.
@@ -114,6 +115,7 @@ class Finalizer:
             subjects.job(job.job_id),
             rules.evolve,
             lambda state: rules.decide(state, finish),
+            known=(job, seq),
         )
         log.info(
             "job ended", job=job.job_id, outcome=job.outcome, total=finish.total,

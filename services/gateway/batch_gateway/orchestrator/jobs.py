@@ -148,7 +148,7 @@ class Jobs:
         match step:
             case steps.Plan():
                 self._planning.add(view.job.job_id)
-                return await self._planner.plan(view.job.submitted)
+                return await self._planner.plan(view.job, view.seq)
             case steps.CloseChunks():
                 return await self._close(view, step)
             case steps.Finalize():
@@ -157,11 +157,12 @@ class Jobs:
                     subjects.job(view.job.job_id),
                     job_rules.evolve,
                     lambda job: job_rules.decide(job, job_rules.Finalize()),
+                    known=(view.job, view.seq),
                 )
                 return recorded.seq
             case steps.WriteFiles():
                 chunks = [view.chunks[number].chunk for number in sorted(view.chunks)]
-                return await self._finalizer.finish(view.job, chunks)
+                return await self._finalizer.finish(view.job, view.seq, chunks)
             case steps.Wait():
                 return 0
 

@@ -23,7 +23,7 @@ from batch_gateway.orchestrator.reconciler import Reconciler
 from batch_gateway.orchestrator.retention import Retention
 from batch_gateway.orchestrator.roster import Roster
 from batch_gateway.orchestrator.scheduler import Scheduler
-from vllm_batch import ids
+from vllm_batch import ids, tasks
 from vllm_batch.blobs import BlobStore, open_blobs
 from vllm_batch.clock import Clock, SystemClock
 from vllm_batch.errors import EventStoreUnavailable
@@ -90,10 +90,10 @@ class Lead:
         notify(STATUS="leading")
         store.connection.on_reconnect.add(roster.start_anew)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(board_feed.follow(store, board), name="board")
-                for name, duty in duties.items():
-                    group.create_task(keep_running(name, duty, rng=self._rng), name=name)
+            await tasks.first_to_end(
+                board_feed.follow(store, board),
+                *(keep_running(name, duty, rng=self._rng) for name, duty in duties.items()),
+            )
         finally:
             store.connection.on_reconnect.discard(roster.start_anew)
             notify(STATUS="standing by")
@@ -115,9 +115,7 @@ async def run(settings: Settings) -> None:
             campaign.result()  # it never returns: raise what went wrong
         log.info("stopping")
     finally:
-        for task in (campaign, asked):
-            task.cancel()
-        await asyncio.gather(campaign, asked, return_exceptions=True)
+        await tasks.end(campaign, asked)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
 

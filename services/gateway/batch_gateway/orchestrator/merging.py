@@ -25,8 +25,10 @@ _NEVER_RAN: dict[Outcome | Literal["stuck"], tuple[str, str]] = {
     "expired": ("batch_expired", "The completion window closed before this request ran."),
     "stuck": (
         "batch_stuck",
-        "This request was given to workers several times and none of them made any progress; "
-        "the watchdog gave it up.",
+        (
+            "This request was given to workers several times and none of them made any progress; "
+            "the watchdog gave it up."
+        ),
     ),
     "completed": ("result_lost", "The request ran, but its result could not be found."),
 }
@@ -116,7 +118,9 @@ def _custom_id(line: bytes) -> str:
         return ""
 
 
-def _split(results: list[Result | None], missing: dict[int, bytes], *, count_missing: bool) -> Merged:
+def _split(
+    results: list[Result | None], missing: dict[int, bytes], *, count_missing: bool
+) -> Merged:
     output: list[bytes] = []
     errors: list[bytes] = []
     failed = 0

@@ -20,6 +20,7 @@ from batch_gateway.orchestrator.line_blocks import TooLong, line_blocks
 from batch_gateway.orchestrator.validation import Validator
 from vllm_batch.aggregates import chunk as chunk_rules
 from vllm_batch.aggregates import job as rules
+from vllm_batch.aggregates.job import Job
 from vllm_batch.blobs import BlobStore
 from vllm_batch.errors import BlobMissing, Conflict, EventStoreError
 from vllm_batch.event_store import EventStore, append_decided
@@ -34,7 +35,6 @@ from vllm_batch.events import (
     Recorded,
 )
 from vllm_batch.events.chunk import Cut
-from vllm_batch.ids import JobId
 from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
@@ -44,7 +44,11 @@ APPENDS_AT_ONCE = 256
 
 
 class Overtaken(Exception):
-    """Another planner recorded chunk 0 first, with other limits: plan again, by its."""
+    """Another planner recorded chunk 0 before, with other limits: plan again, by its."""
+
+    def __init__(self, cut: Cut) -> None:
+        super().__init__(cut)
+        self.cut = cut
 
 
 class Planner:
@@ -64,30 +68,33 @@ class Planner:
         self._is_known_model = is_known_model
         self._lanes = Lanes()
 
-    async def plan(self, submitted: JobSubmitted) -> int:
-        """Plan the job or fail it; return the sequence of the event that says so.
+    async def plan(self, job: Job, seq: int) -> int:
+        """Plan the job or fail it; return the sequence of the event that says so. ``seq``: the
+        job's last one.
 
         Raises:
             AlreadyDone, Rejected: the job has moved on: another planner, a cancel, its end.
             EventStoreError, BlobError: try again.
         """
-        job_id = submitted.job_id
+        submitted = job.submitted
         file = await self._input_file(submitted)
         if file is None:
             message = f"The input file {submitted.input_file_id} was deleted."
-            return await self._fail(job_id, [LineError("file_not_found", message)], 1)
+            return await self._fail(job, seq, [LineError("file_not_found", message)], 1)
         if file.bytes > (limit := self._settings.batch_file_bytes_max):
             message = f"The file has {file.bytes} bytes; at most {limit} are allowed."
-            return await self._fail(job_id, [LineError("file_too_large", message)], 1)
+            return await self._fail(job, seq, [LineError("file_too_large", message)], 1)
+        cut = Cut(self._settings.chunk_requests_max, self._settings.chunk_bytes_max)
         async with self._lanes.of(file.bytes):
             while True:
                 try:
-                    return await self._plan_file(submitted, file.blob)
-                except Overtaken:
-                    log.info("planning by another planner's limits", job=job_id)
+                    return await self._plan_file(job, seq, file.blob, cut)
+                except Overtaken as overtaken:
+                    cut = overtaken.cut
+                    log.info("planning by another planner's limits", job=submitted.job_id)
                 except BlobMissing:
                     message = f"The content of {submitted.input_file_id} is gone."
-                    return await self._fail(job_id, [LineError("file_not_found", message)], 1)
+                    return await self._fail(job, seq, [LineError("file_not_found", message)], 1)
 
     async def _input_file(self, submitted: JobSubmitted) -> FileUploaded | FileCreated | None:
         def last(_: Event | None, recorded: Recorded) -> Event:
@@ -97,24 +104,15 @@ class Planner:
         event, _ = await fold(self._store, subject, last)
         return event if isinstance(event, FileUploaded | FileCreated) else None
 
-    async def _plan_file(self, submitted: JobSubmitted, blob: str) -> int:
-        job_id = submitted.job_id
-        first, _ = await fold(self._store, subjects.chunk(job_id, 0), chunk_rules.evolve)
-        cut = first.planned.cut if first else None
-        if cut is None:
-            settings = self._settings
-            cut = Cut(settings.chunk_requests_max, settings.chunk_bytes_max)
+    async def _plan_file(self, job: Job, seq: int, blob: str, cut: Cut) -> int:
+        submitted, job_id = job.submitted, job.job_id
         validator = Validator(
-            self._settings,
-            endpoint=submitted.endpoint,
-            cut=cut,
-            # A plan that was begun has passed, whatever is known of the workers now.
-            is_known=self._is_known_model if first is None else lambda _: True,
+            self._settings, endpoint=submitted.endpoint, cut=cut, is_known=self._is_known_model
         )
         pieces = await self._validate(blob, validator)
         model = validator.model
         if not validator.valid or model is None:
-            return await self._fail(job_id, validator.errors, validator.error_count)
+            return await self._fail(job, seq, validator.errors, validator.error_count)
         events = [
             ChunkPlanned(
                 job_id=job_id,
@@ -133,7 +131,11 @@ class Planner:
         await self._record(events)
         start = rules.Start(validator.count, len(events), model)
         recorded, _ = await append_decided(
-            self._store, subjects.job(job_id), rules.evolve, lambda job: rules.decide(job, start)
+            self._store,
+            subjects.job(job_id),
+            rules.evolve,
+            lambda state: rules.decide(state, start),
+            known=(job, seq),
         )
         log.info("job planned", job=job_id, requests=validator.count, chunks=len(events))
         return recorded.seq
@@ -168,17 +170,21 @@ class Planner:
             there, _ = await fold(self._store, subject, chunk_rules.evolve)
             if there is None or there.planned == event:
                 return
-            if there.planned.cut not in {None, event.cut}:
-                raise Overtaken from None
+            if there.planned.cut is not None and there.planned.cut != event.cut:
+                raise Overtaken(there.planned.cut) from None
             raise EventStoreError(
                 f"chunk {event.chunk} of {event.job_id} is planned as {there.planned}, "
                 f"which is not {event}"
             ) from None
 
-    async def _fail(self, job_id: JobId, errors: list[LineError], count: int) -> int:
+    async def _fail(self, job: Job, seq: int, errors: list[LineError], count: int) -> int:
         fail = rules.Fail(errors, count)
         recorded, _ = await append_decided(
-            self._store, subjects.job(job_id), rules.evolve, lambda job: rules.decide(job, fail)
+            self._store,
+            subjects.job(job.job_id),
+            rules.evolve,
+            lambda state: rules.decide(state, fail),
+            known=(job, seq),
         )
-        log.info("job failed", job=job_id, errors=count, first=errors[0].code)
+        log.info("job failed", job=job.job_id, errors=count, first=errors[0].code)
         return recorded.seq

@@ -8,56 +8,103 @@ that was submitted first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import heapq
+from dataclasses import dataclass, field
 
+from vllm_batch.events import JobSubmitted
 from vllm_batch.ids import JobId, ProjectId
+
+_Turn = tuple[int, int, int, JobId]
+"""Chunks under way, deadline, sequence of the submission, job: the smallest is next."""
 
 
 @dataclass(slots=True)
-class Candidate:
-    """A running job: chunks that wait to be released, and chunks under way (released or leased)."""
-
-    job_id: JobId
-    project: ProjectId
-    priority: int
+class _Job:
+    tenant: tuple[int, ProjectId]
     deadline: int
-    submitted_seq: int
-    waiting: int
-    under_way: int
+    seq: int
+    waiting: int = 0
+    under_way: int = 0
+    queued: set[int] = field(default_factory=set)
+    """Values of ``under_way`` that the tenant's heap has a turn for."""
 
 
-def share_out(candidates: Iterable[Candidate], slots: int) -> list[JobId]:
-    """Return the jobs that get the next ``slots`` releases, in order; a job may occur often.
+@dataclass(slots=True)
+class _Tenant:
+    jobs: int = 0
+    under_way: int = 0
+    turns: list[_Turn] = field(default_factory=list)
 
-    Candidates without waiting chunks get none, but count for their tenant's share.
-    """
-    by_project: dict[tuple[int, ProjectId], int] = {}
-    open_ones: list[Candidate] = []
-    for candidate in candidates:
-        share = candidate.priority, candidate.project
-        by_project[share] = by_project.get(share, 0) + candidate.under_way
-        if candidate.waiting > 0:
-            open_ones.append(candidate)
-    waiting = {candidate.job_id: candidate.waiting for candidate in open_ones}
-    under_way = {candidate.job_id: candidate.under_way for candidate in open_ones}
-    turns: list[JobId] = []
 
-    def turn(candidate: Candidate) -> tuple[int, int, int, int, int]:
-        return (
-            -candidate.priority,
-            by_project[candidate.priority, candidate.project],
-            under_way[candidate.job_id],
-            candidate.deadline,
-            candidate.submitted_seq,
-        )
+class Backlog:
+    """The running jobs of one model: how many chunks wait to be released, and how many are under
+    way (released or leased). A change costs the logarithm of the number of jobs."""
 
-    while len(turns) < slots and open_ones:
-        chosen = min(open_ones, key=turn)
-        turns.append(chosen.job_id)
-        by_project[chosen.priority, chosen.project] += 1
-        under_way[chosen.job_id] += 1
-        waiting[chosen.job_id] -= 1
-        if waiting[chosen.job_id] == 0:
-            open_ones.remove(chosen)
-    return turns
+    def __init__(self) -> None:
+        self._jobs: dict[JobId, _Job] = {}
+        self._tenants: dict[tuple[int, ProjectId], _Tenant] = {}
+
+    def update(self, submitted: JobSubmitted, seq: int, *, waiting: int, under_way: int) -> None:
+        """Take over a job's present numbers; ``seq`` is its submission's."""
+        job_id = submitted.job_id
+        job = self._jobs.get(job_id)
+        if job is None:
+            tenant_key = (-submitted.priority, submitted.project)
+            job = self._jobs[job_id] = _Job(tenant_key, submitted.expires_at, seq)
+            self._tenants.setdefault(tenant_key, _Tenant()).jobs += 1
+        tenant = self._tenants[job.tenant]
+        tenant.under_way += under_way - job.under_way
+        job.waiting, job.under_way = waiting, under_way
+        self._queue(job_id, job, tenant)
+
+    def remove(self, job_id: JobId) -> None:
+        """Forget a job."""
+        job = self._jobs.pop(job_id, None)
+        if job is None:
+            return
+        tenant = self._tenants[job.tenant]
+        tenant.under_way -= job.under_way
+        tenant.jobs -= 1
+        if tenant.jobs == 0:
+            del self._tenants[job.tenant]
+
+    def take(self) -> JobId | None:
+        """Return the job whose chunk is released next, and count it as under way."""
+        best: tuple[int, int, _Turn] | None = None
+        for (priority, _), tenant in self._tenants.items():
+            turn = self._next_turn(tenant)
+            if turn is not None:
+                rank = (priority, tenant.under_way, turn)
+                if best is None or _key(rank) < _key(best):
+                    best, chosen = rank, tenant
+        if best is None:
+            return None
+        job_id = best[2][3]
+        job = self._jobs[job_id]
+        job.waiting -= 1
+        job.under_way += 1
+        chosen.under_way += 1
+        self._queue(job_id, job, chosen)
+        return job_id
+
+    def _queue(self, job_id: JobId, job: _Job, tenant: _Tenant) -> None:
+        if job.waiting > 0 and job.under_way not in job.queued:
+            job.queued.add(job.under_way)
+            heapq.heappush(tenant.turns, (job.under_way, job.deadline, job.seq, job_id))
+
+    def _next_turn(self, tenant: _Tenant) -> _Turn | None:
+        """Return the tenant's next turn; drop those that are out of date."""
+        while tenant.turns:
+            turn = tenant.turns[0]
+            job = self._jobs.get(turn[3])
+            if job is not None and job.waiting > 0 and job.under_way == turn[0]:
+                return turn
+            heapq.heappop(tenant.turns)
+            if job is not None:
+                job.queued.discard(turn[0])
+        return None
+
+
+def _key(rank: tuple[int, int, _Turn]) -> tuple[int, int, int, int, int]:
+    priority, under_way, turn = rank
+    return priority, under_way, turn[0], turn[1], turn[2]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+from collections import Counter
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import nats.errors
@@ -18,7 +19,7 @@ import structlog
 from nats.js.errors import Error as JetStreamError
 
 from batch_gateway.orchestrator.board import Board, Change, JobView
-from batch_gateway.orchestrator.policy import Candidate, share_out
+from batch_gateway.orchestrator.policy import Backlog
 from batch_gateway.orchestrator.roster import Roster
 from vllm_batch.aggregates.chunk import ChunkStatus
 from vllm_batch.ids import JobId
@@ -44,6 +45,22 @@ class _Offer:
     looked_at: float
 
 
+@dataclass(slots=True)
+class _Model:
+    """What is to be done for one model: per running job a heap of the ready chunks that are not
+    offered, the jobs' order, and what is offered."""
+
+    waiting: dict[JobId, list[int]] = field(default_factory=dict)
+    backlog: Backlog = field(default_factory=Backlog)
+    offers: dict[ChunkKey, _Offer] = field(default_factory=dict)
+    offered: Counter[JobId] = field(default_factory=Counter)
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing left of it."""
+        return not self.waiting and not self.offers
+
+
 class Scheduler:
     """Keeps every model's window full. ``queue_of`` returns a model's hint queue."""
 
@@ -61,9 +78,8 @@ class Scheduler:
         self._window = settings.release_window_chunks
         self._every_seconds = settings.reconcile_seconds
         self._monotonic = monotonic
-        self._waiting: dict[str, dict[JobId, list[int]]] = {}
-        """Per model and running job: a heap of ready chunks that are not offered."""
-        self._offers: dict[str, dict[ChunkKey, _Offer]] = {}
+        self._models: dict[str, _Model] = {}
+        self._model_of: dict[JobId, str] = {}
         self._paused: list[tuple[float, JobId, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: frozenset[str] = frozenset()
@@ -71,7 +87,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Offer for ever."""
-        self._waiting, self._paused = {}, []
+        self._models, self._model_of, self._paused = {}, {}, []
         watch = self._board.watch(workers=True)
         try:
             while True:
@@ -86,75 +102,65 @@ class Scheduler:
 
     def _take_in(self, changes: set[Change]) -> None:
         now = self._monotonic()
+        changed = {job_id for job_id, _ in changes}
         for job_id, number in changes:
             view = self._board.jobs.get(job_id)
             if view is None or not view.runnable or view.job.started is None:
                 self._forget_job(job_id)
-                continue
-            model = view.job.started.model
-            jobs = self._waiting.setdefault(model, {})
-            if job_id not in jobs:
-                jobs[job_id] = []
-                for ready in view.ready:
-                    self._enqueue(jobs[job_id], view, job_id, ready, now)
+            elif job_id not in self._model_of:
+                self._add_job(job_id, view, view.job.started.model, now)
             elif number is not None:
-                self._enqueue(jobs[job_id], view, job_id, number, now)
+                self._enqueue(view, job_id, number, now)
         while self._paused and self._paused[0][0] <= now:
             _, job_id, number = heapq.heappop(self._paused)
-            for jobs in self._waiting.values():
-                if job_id in jobs:
-                    heapq.heappush(jobs[job_id], number)
+            if job_id in self._model_of:
+                heapq.heappush(self._models[self._model_of[job_id]].waiting[job_id], number)
+                changed.add(job_id)
+        for model in self._models.values():
+            changed.update(self._drop_taken(model))
+        for job_id in changed & self._model_of.keys():
+            self._update(job_id)
 
-    def _enqueue(
-        self, heap: list[int], view: JobView, job_id: JobId, number: int, now: float
-    ) -> None:
+    def _add_job(self, job_id: JobId, view: JobView, name: str, now: float) -> None:
+        self._model_of[job_id] = name
+        self._models.setdefault(name, _Model()).waiting[job_id] = []
+        for number in view.ready:
+            self._enqueue(view, job_id, number, now)
+
+    def _forget_job(self, job_id: JobId) -> None:
+        name = self._model_of.pop(job_id, None)
+        if name is not None:
+            model = self._models[name]
+            del model.waiting[job_id]
+            model.backlog.remove(job_id)
+
+    def _enqueue(self, view: JobView, job_id: JobId, number: int, now: float) -> None:
+        """Line up a ready chunk; one that workers gave back with an error has to wait a while."""
         faults = view.chunks[number].faults
         if faults == 0:
-            heapq.heappush(heap, number)
+            heapq.heappush(self._models[self._model_of[job_id]].waiting[job_id], number)
             return
         pause = min(_FAULT_PAUSE_SECONDS * 2 ** min(faults, 10), _FAULT_PAUSE_SECONDS_MAX)
         heapq.heappush(self._paused, (now + pause, job_id, number))
 
-    def _forget_job(self, job_id: JobId) -> None:
-        for model, jobs in list(self._waiting.items()):
-            jobs.pop(job_id, None)
-            if not jobs and not self._offers.get(model):
-                del self._waiting[model]
-
-    def _fill(self) -> None:
-        self._roster.sync()
-        alive = self._roster.alive_by_model()
-        for model, jobs in self._waiting.items():
-            offers = self._offers.setdefault(model, {})
-            self._drop_taken(offers)
-            free = self._window * alive.get(model, 0) - len(offers)
-            if free <= 0:
-                continue
-            out: dict[JobId, int] = {}
-            for job_id, _ in offers:
-                out[job_id] = out.get(job_id, 0) + 1
-            candidates = [self._candidate(job_id, jobs, out) for job_id in jobs]
-            for job_id in share_out(candidates, free):
-                self._offer_next(model, job_id, jobs[job_id], offers)
-
-    def _candidate(
-        self, job_id: JobId, jobs: dict[JobId, list[int]], out: dict[JobId, int]
-    ) -> Candidate:
-        view = self._board.jobs[job_id]
-        submitted = view.job.submitted
-        return Candidate(
-            job_id=job_id,
-            project=submitted.project,
-            priority=submitted.priority,
-            deadline=submitted.expires_at,
-            submitted_seq=view.submitted_seq,
-            waiting=len(jobs[job_id]),
-            under_way=len(view.leased) + out.get(job_id, 0),
+    def _update(self, job_id: JobId) -> None:
+        model, view = self._models[self._model_of[job_id]], self._board.jobs[job_id]
+        model.backlog.update(
+            view.job.submitted,
+            view.submitted_seq,
+            waiting=len(model.waiting[job_id]),
+            under_way=len(view.leased) + model.offered[job_id],
         )
 
-    def _drop_taken(self, offers: dict[ChunkKey, _Offer]) -> None:
-        for key in [key for key, offer in offers.items() if not self._is_open(key, offer)]:
-            del offers[key]
+    def _drop_taken(self, model: _Model) -> set[JobId]:
+        """Drop offers that were taken or are not wanted any more; return whose they were."""
+        taken = [key for key, offer in model.offers.items() if not self._is_open(key, offer)]
+        for key in taken:
+            del model.offers[key]
+            model.offered[key[0]] -= 1
+            if not model.offered[key[0]]:
+                del model.offered[key[0]]
+        return {job_id for job_id, _ in taken}
 
     def _is_open(self, key: ChunkKey, offer: _Offer) -> bool:
         view = self._board.jobs.get(key[0])
@@ -163,17 +169,29 @@ class Scheduler:
         chunk = view.chunks[key[1]].chunk
         return chunk.status is ChunkStatus.READY and chunk.epoch == offer.epoch
 
-    def _offer_next(
-        self, model: str, job_id: JobId, heap: list[int], offers: dict[ChunkKey, _Offer]
-    ) -> None:
-        view = self._board.jobs[job_id]
+    def _fill(self) -> None:
+        self._roster.sync()
+        alive = self._roster.alive_by_model()
+        for name, model in list(self._models.items()):
+            if model.over:
+                del self._models[name]
+                continue
+            window = self._window * alive.get(name, 0)
+            while len(model.offers) < window and (job_id := model.backlog.take()) is not None:
+                self._offer_next(name, model, job_id)
+
+    def _offer_next(self, name: str, model: _Model, job_id: JobId) -> None:
+        view, heap = self._board.jobs[job_id], model.waiting[job_id]
         while heap:
             number = heapq.heappop(heap)
-            if number in view.ready and (job_id, number) not in offers:
+            key = (job_id, number)
+            if number in view.ready and key not in model.offers:
                 offer = _Offer(view.chunks[number].chunk.epoch, 0, self._monotonic())
-                offers[job_id, number] = offer
-                self._spawn(self._publish(model, (job_id, number), offer))
-                return
+                model.offers[key] = offer
+                model.offered[job_id] += 1
+                self._spawn(self._publish(name, key, offer))
+                break
+        self._update(job_id)
 
     async def _publish(self, model: str, key: ChunkKey, offer: _Offer) -> None:
         try:
@@ -192,27 +210,28 @@ class Scheduler:
         self._workers = workers
         if somebody_ended:
             # It may have had hints in hand, which would only come back after the ack wait.
-            for model, offers in self._offers.items():
-                for key, offer in offers.items():
+            for name, model in self._models.items():
+                for key, offer in model.offers.items():
                     offer.looked_at = now
-                    self._spawn(self._publish(model, key, offer))
+                    self._spawn(self._publish(name, key, offer))
         elif now - self._looked_at >= CHECK_SECONDS:
             self._looked_at = now
-            for model, offers in self._offers.items():
-                for key, offer in offers.items():
+            for name, model in self._models.items():
+                for key, offer in model.offers.items():
                     if now - offer.looked_at >= CHECK_SECONDS:
-                        self._spawn(self._check(model, key, offer))
+                        self._spawn(self._check(name, key, offer))
 
-    async def _check(self, model: str, key: ChunkKey, offer: _Offer) -> None:
+    async def _check(self, name: str, key: ChunkKey, offer: _Offer) -> None:
         try:
-            if offer.sequence and await self._queue_of(model).is_waiting(offer.sequence):
+            if offer.sequence and await self._queue_of(name).is_waiting(offer.sequence):
                 return
         except AWAY as error:
             log.warning("hint not looked at", job=key[0], chunk=key[1], error=repr(error))
             return
-        if self._offers.get(model, {}).get(key) is offer and self._is_open(key, offer):
+        model = self._models.get(name)
+        if model and model.offers.get(key) is offer and self._is_open(key, offer):
             log.info("hint offered again", job=key[0], chunk=key[1])
-            await self._publish(model, key, offer)
+            await self._publish(name, key, offer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
