@@ -122,7 +122,8 @@ class Follower:
 
     async def _wait(self) -> None:
         try:
-            await asyncio.wait_for(self._arrived.wait(), SILENCE_SECONDS)
+            async with asyncio.timeout(SILENCE_SECONDS):
+                await self._arrived.wait()
         except TimeoutError:
             raise _Gap("silent") from None
         self._arrived.clear()

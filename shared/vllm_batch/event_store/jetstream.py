@@ -96,9 +96,8 @@ class JetStreamEventStore:
         subject = subjects.of_event(event)
         for attempt in range(1_000_000):
             try:
-                ack = await asyncio.wait_for(
-                    self.js.publish(subject, payload, headers=dict(headers)), ATTEMPT_SECONDS + 1
-                )
+                async with asyncio.timeout(ATTEMPT_SECONDS + 1):
+                    ack = await self.js.publish(subject, payload, headers=dict(headers))
             except APIError as error:
                 if error.err_code == _WRONG_LAST_SEQUENCE:
                     return await self._recorded_before(event, event_id)
@@ -151,9 +150,8 @@ class JetStreamEventStore:
     async def _direct_get(self, subject: str, seq: int) -> tuple[list[Recorded], int]:
         for attempt in range(READ_ATTEMPTS):
             try:
-                return await asyncio.wait_for(
-                    self._direct_get_once(subject, seq), READ_TIMEOUT_SECONDS
-                )
+                async with asyncio.timeout(READ_TIMEOUT_SECONDS):
+                    return await self._direct_get_once(subject, seq)
             except (*_TRANSIENT, TimeoutError) as error:
                 if attempt == READ_ATTEMPTS - 1:
                     raise EventStoreUnavailable(

@@ -17,6 +17,7 @@ from nats.js.errors import BucketNotFoundError, KeyWrongLastSequenceError
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
+from vllm_batch import tasks
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -47,8 +48,7 @@ class Leadership:
             try:
                 await self._hold(task)
             finally:
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await tasks.end(task)
                 await self._resign()
 
     async def _bucket(self) -> KeyValue:
@@ -97,7 +97,8 @@ class Leadership:
     async def _resign(self) -> None:
         revision, self._revision = self._revision, None
         try:
-            bucket = await asyncio.wait_for(self._bucket(), 1)
+            async with asyncio.timeout(1):
+                bucket = await self._bucket()
             await bucket.delete(self._role, last=revision)
         except (JetStreamError, nats.errors.Error, TimeoutError):
             return  # it lapses by itself

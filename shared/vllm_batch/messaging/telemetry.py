@@ -191,7 +191,8 @@ async def _direct_get(client: Client, request: dict[str, Any]) -> tuple[list[_Ra
                 msgspec.json.encode(request),
                 reply=inbox,
             )
-            pending = await asyncio.wait_for(done, ANSWER_SECONDS)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                pending = await done
         finally:
             await subscription.unsubscribe()
     except (nats.errors.Error, TimeoutError) as error:

@@ -43,7 +43,8 @@ class Freshness:
     async def wait_first_try(self, timeout_seconds: float) -> None:
         """Wait until the first attempt to connect is over, whichever way it went."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._first_try.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._first_try.wait()
 
     async def wait_for(self, seq: int, timeout_seconds: float) -> bool:
         """Wait until ``seq`` is projected; False when it takes too long or Postgres is away."""
@@ -79,7 +80,8 @@ class Freshness:
                 self._first_try.set()
                 self._changed.clear()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), CHECK_SECONDS)
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await self._changed.wait()
 
     async def _check(self, connection: Connection) -> None:
         seq = await connection.fetchval(self._sql["checkpoint"], timeout=ANSWER_SECONDS)

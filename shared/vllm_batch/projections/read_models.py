@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, Literal, TypeVar
 
 import asyncpg
 import msgspec
 import structlog
 
+from vllm_batch import tasks
 from vllm_batch.errors import NotFound, ProjectionUnavailable
 from vllm_batch.events import Usage
 from vllm_batch.ids import FileId, JobId, ProjectId
@@ -56,11 +57,10 @@ class ReadModels:
             await freshness.wait_first_try(ANSWER_SECONDS)
             yield cls(pool, freshness)
         finally:
-            listening.cancel()
-            with suppress(asyncio.CancelledError):
-                await listening
+            await tasks.end(listening)
             try:
-                await asyncio.wait_for(pool.close(), CLOSE_SECONDS)
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await pool.close()
             except AWAY:
                 pool.terminate()
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from typing import Any
 
 import structlog
 
@@ -23,6 +22,7 @@ from vllm_batch.postgres.connection import AWAY, NOT_FILLED, Connection, connect
 from vllm_batch.projections import api_keys, chunks, files, jobs, workers
 from vllm_batch.projections.table import Table, TableWriter
 from vllm_batch.settings import Settings
+from vllm_batch.tasks import first_to_end
 
 log = structlog.get_logger(__name__)
 
@@ -191,19 +191,6 @@ class Projector:
             await connection.execute(self._sql["announce"], channel(self._schema), str(seq))
         self._seq = seq
         self._on_batch(seq)
-
-
-async def first_to_end(*duties: Coroutine[Any, Any, None]) -> None:
-    """Run ``duties`` together; the first that ends, however it ends, ends the others."""
-    tasks = [asyncio.ensure_future(duty) for duty in duties]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
 
 
 def channel(schema: str) -> str:
