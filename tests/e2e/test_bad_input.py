@@ -205,6 +205,18 @@ def test_streaming_asked_for_inside_a_batch_is_ignored(simulated: Round) -> None
     assert row["response"]["body"]["object"] == "chat.completion"
 
 
+@pytest.mark.parametrize(
+    "edit", [with_(custom_id="nul\0"), body_with(model="m\0"), with_(url="/v1/\0")]
+)
+def test_a_nul_where_it_hurts_stops_nothing(simulated: Round, edit: Edit) -> None:
+    """Postgres takes no NUL in a text: the read models must go on."""
+    line = edit(simulated.line("a"))
+    assert simulated.run([line, line]).status == "failed"
+    after = simulated.run([simulated.line("next")])
+    assert after.status == "completed"
+    assert simulated.client.batches.list(limit=1).data[0].id == after.id
+
+
 def test_an_endpoint_we_cannot_serve_is_refused_at_once(simulated: Round) -> None:
     with pytest.raises(openai.BadRequestError, match="videos"):
         simulated.submit(jsonl([simulated.line("a")]), endpoint="/v1/videos")
