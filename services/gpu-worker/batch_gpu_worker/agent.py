@@ -112,6 +112,7 @@ class Agent:
         self._intake = Intake(
             store, store.js, blobs, self.holdings, self.admission,
             settings=settings, worker_id=worker_id, ending_of=self._endings.of,
+            check_lease=self._checkpointer.check_lease,
         )  # fmt: skip
         self._heartbeats = HeartbeatSender(
             store.connection.client, settings, worker_id=worker_id, engine=engine,

@@ -95,15 +95,21 @@ class Checkpointer:
     async def check_leases(self) -> None:
         """Look for other leases that are lost, before more work is put into them."""
         for chunk in self._holdings:
-            if chunk.over:
-                continue
-            try:
-                await chunk.lease.check()
-            except Rejected as error:
-                self._lose(chunk, error)
-            except EventStoreError as error:
-                log.warning("leases cannot be checked", error=str(error))
+            if not await self.check_lease(chunk):
                 return
+
+    async def check_lease(self, chunk: HeldChunk) -> bool:
+        """Drop a chunk whose lease is lost; False if the log does not say."""
+        if chunk.over:
+            return True
+        try:
+            await chunk.lease.check()
+        except Rejected as error:
+            self._lose(chunk, error)
+        except EventStoreError as error:
+            log.warning("leases cannot be checked", error=str(error))
+            return False
+        return True
 
     def _lose(self, chunk: HeldChunk, why: Rejected) -> None:
         if chunk.gone:

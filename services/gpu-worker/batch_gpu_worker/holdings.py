@@ -76,6 +76,10 @@ class Holdings:
     def __contains__(self, chunk: tuple[JobId, int]) -> bool:
         return chunk in self._chunks
 
+    def find(self, chunk: tuple[JobId, int]) -> HeldChunk | None:
+        """Return a chunk by its job and number, if it is held."""
+        return self._chunks.get(chunk)
+
     def __iter__(self) -> Iterator[HeldChunk]:
         return iter(tuple(self._chunks.values()))
 

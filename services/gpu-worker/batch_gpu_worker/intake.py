@@ -8,7 +8,7 @@ get their share at a job's end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 import structlog
@@ -44,7 +44,8 @@ class Unreadable(Exception):
 
 
 class Intake:
-    """Brings chunks in. ``ending_of`` says whether a job is known to need no more work."""
+    """Brings chunks in. ``ending_of`` says whether a job is known to need no more work;
+    ``check_lease`` drops a chunk whose lease is lost."""
 
     def __init__(
         self,
@@ -57,6 +58,7 @@ class Intake:
         settings: Settings,
         worker_id: WorkerId,
         ending_of: Callable[[JobId], ReleaseReason | None],
+        check_lease: Callable[[HeldChunk], Awaitable[bool]],
     ) -> None:
         self._store = store
         self._js = js
@@ -67,6 +69,7 @@ class Intake:
         self._admission = admission
         self._leases = asyncio.Semaphore(LEASES_AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._check_lease = check_lease
         self._closed = False
         self._bringing: set[tuple[JobId, int]] = set()
         self._coming = 0
@@ -155,8 +158,13 @@ class Intake:
 
     async def _handle(self, hint: Hint) -> Outcome:
         key = (hint.job_id, hint.chunk)
-        if key in self._holdings or key in self._bringing:
+        if key in self._bringing:
             return Outcome.DONE  # a hint may come twice; the lease is this worker's already
+        if (held := self._holdings.find(key)) is not None:
+            # Or else the lease was taken away, and a request that hangs kept us from noticing.
+            await self._check_lease(held)
+            if key in self._holdings or key in self._bringing:
+                return Outcome.DONE
         self._bringing.add(key)
         lease = await self._lease(hint)
         if lease is None:
