@@ -41,7 +41,7 @@ REDACTED = "[redacted]"
 _SECRET_CHARACTERS_MIN = 4
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _SECRET = re.compile(
-    r"\bsk-[A-Za-z0-9_\-]{6,}"
+    r"\bsk-[A-Za-z0-9_\-]{8,}"
     r"|(?<=Bearer )[^\s\"',;]+"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
     r"|(?:(?<=password=)|(?<=passwd=)|(?<=api_key=)|(?<=api-key=)|(?<=token=))[^\s&\"',;)]+",

@@ -39,6 +39,7 @@ async def serve(settings: Settings, stop: StopSignal, logs: LogStream) -> int:
     loop = asyncio.get_running_loop()
     for number in _STOPPING:
         loop.add_signal_handler(number, stop.ask)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)  # see _start_anew
     worker_id = new_worker_id()
     blobs = open_blobs(settings.blob_url)
     async with jetstream.connect(settings, source=worker_id) as store:

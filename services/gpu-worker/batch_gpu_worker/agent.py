@@ -45,6 +45,7 @@ log = structlog.get_logger(__name__)
 DUTY_PAUSE_SECONDS = 1.0
 MODELS_PAUSE_SECONDS = 0.5
 DRAIN_LOOK_SECONDS = 0.02
+CANCEL_SECONDS = 2.0
 HAND_IN_SECONDS = 10.0
 """At most this much of the drain notice is kept for handing in and for stopping the engine."""
 
@@ -145,8 +146,7 @@ class Agent:
                 await asyncio.wait({failure, asked, working}, return_when="FIRST_COMPLETED")
                 if working.done():
                     working.result()  # it never returns: raise what went wrong
-                working.cancel()
-                await asyncio.gather(working, return_exceptions=True)
+                await _end_tasks(working)
                 if not failure.done():
                     await self._drain("drained", self._settings.drain_notice_seconds, stop)
                     return 0
@@ -232,10 +232,7 @@ class Agent:
     async def _end_duties(self) -> None:
         for chunk in self.holdings:
             self.admission.abort(chunk)
-        tasks = [*self._duties, *self._losses]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end_tasks(*self._duties, *self._losses)
 
     def _on_durable(self) -> None:
         self.admission.pump()
@@ -257,6 +254,19 @@ class Agent:
     def _on_job_end(self, job_id: JobId, reason: ReleaseReason) -> None:
         for chunk in self.holdings.of_job(job_id):
             self.admission.end(chunk, reason)
+
+
+async def _end_tasks(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait for them; once may not be enough.
+
+    Before Python 3.12 `asyncio.wait_for` swallows a cancel that comes together with its result.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
+    await asyncio.gather(*tasks, return_exceptions=True)  # what they raised is of no interest now
 
 
 async def _duty(name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -52,8 +52,8 @@ class GpuMeter:
             for index in range(pynvml.nvmlDeviceGetCount()):
                 handle = pynvml.nvmlDeviceGetHandleByIndex(index)
                 for read in (
-                    pynvml.nvmlDeviceGetComputeRunningProcesses,
-                    pynvml.nvmlDeviceGetGraphicsRunningProcesses,
+                    pynvml.nvmlDeviceGetComputeRunningProcesses_v3,
+                    pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3,
                 ):
                     for process in _if_supported(partial(read, handle)) or []:
                         used = int(process.usedGpuMemory or 0)

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ log = structlog.get_logger(__name__)
 HEALTH_PAUSE_SECONDS = 0.25
 STOP_GRACE_SECONDS = 8.0
 START_ATTEMPTS_MAX = 3
+BURIAL_SECONDS = 6.0
 RESTART_PAUSE_SECONDS = 1.0
 RESTART_PAUSE_SECONDS_MAX = 30.0
 VERDICT_PAUSE_SECONDS = 0.05
@@ -156,11 +158,10 @@ class VllmEngine:
         self.ready.clear()
         process = self._process
         if process is not None and not self._down.is_set():
-            if death.reason not in _GENTLE:
-                await self._kill()
-                _send(process.kill)
-            else:
+            if death.reason in _GENTLE:
                 _send(process.terminate)
+            else:
+                await self._kill_server(process)
         await self._down.wait()
 
     def resume(self) -> None:
@@ -171,7 +172,7 @@ class VllmEngine:
     def owns(self, pid: int) -> bool:
         """Tell by its session or its mark whether a process is of this engine."""
         fields = guardian.process_fields(pid)
-        if fields is None:
+        if fields is None or fields[0] in {"Z", "X"}:
             return False
         started = self._sessions.get(int(fields[_SESSION]))
         if started is not None and (guardian.start_time(pid) or 0) >= started:
@@ -326,6 +327,16 @@ class VllmEngine:
                 await process.wait()
         await self._kill()
 
+    async def _kill_server(self, process: asyncio.subprocess.Process) -> None:
+        """Kill the server, so that the guardian buries all it has left, wherever it went."""
+        if (server := self.pid) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(server, signal.SIGKILL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), BURIAL_SECONDS)
+        await self._kill()
+        _send(process.kill)
+
     async def _kill(self) -> None:
         """Kill the guardian and everything it runs."""
         await asyncio.to_thread(guardian.kill_recorded, self.record)
@@ -366,6 +377,6 @@ async def _open_pipe() -> tuple[_Pipe, int]:
     return _Pipe(reader, transport), writer
 
 
-def _send(signal: Callable[[], None]) -> None:
+def _send(end: Callable[[], None]) -> None:
     with contextlib.suppress(ProcessLookupError):  # it has just ended
-        signal()
+        end()
