@@ -62,7 +62,7 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(Record, epochs, segments, usages),
     st.builds(Complete, epochs, st.none() | segments, usages),
     st.builds(Release, epochs, st.sampled_from(["drained", "worker_lost", "error"])),
-    st.builds(Close, st.sampled_from(["cancelled", "expired"])),
+    st.builds(Close, st.sampled_from(["cancelled", "expired", "stuck"])),
 )
 histories = st.lists(commands, max_size=40)
 

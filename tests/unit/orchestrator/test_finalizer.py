@@ -132,6 +132,21 @@ async def test_what_never_ran_is_named_and_not_counted(
     assert len({line["id"] for line in errors}) == 6
 
 
+async def test_what_was_given_up_as_stuck_is_named_and_counted_as_failed(
+    bench: OrchestratorBench,
+) -> None:
+    job_id = await job_of(bench, 4, 2)
+    await bench.lease(job_id, 0)
+    await bench.hand_in(job_id, 0, {0: False, 1: False}, end=True)
+    await bench.chunk_command(job_id, 1, Close("stuck"))
+    ended = (await finish(bench, job_id)).ended
+    assert isinstance(ended, JobCompleted)
+    assert (ended.total, ended.completed, ended.failed) == (4, 2, 2)
+    errors: list[Any] = await bench.file_lines(ended.error_file_id)
+    assert ids_of(errors) == ["r2", "r3"]
+    assert {line["error"]["code"] for line in errors} == {"batch_stuck"}
+
+
 async def test_a_job_that_ended_before_it_began_has_nothing(bench: OrchestratorBench) -> None:
     submitted = await bench.submit("a", request("1"))
     await bench.job_command(submitted.job_id, Cancel())

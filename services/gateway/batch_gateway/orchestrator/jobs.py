@@ -106,7 +106,7 @@ class Jobs:
         return steps.next_step(view, self._monotonic(), self._grace_seconds)
 
     def _done(self, job_id: JobId) -> None:
-        del self._tasks[job_id]
+        self._tasks.pop(job_id, None)
         self._planning.discard(job_id)
         self._watch.note(job_id)
 
