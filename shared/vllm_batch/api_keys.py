@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Collection
 
 from vllm_batch import ids
 from vllm_batch.errors import AlreadyDone, NotFound
@@ -13,6 +14,9 @@ from vllm_batch.ids import KeyId, ProjectId
 from vllm_batch.messaging import subjects
 
 PREFIX = "sk-vb-"
+ADMIN = "admin"
+"""The scope that opens the management of workers."""
+SCOPES = frozenset({ADMIN})
 _SECRET_BYTES = 24
 _VISIBLE = len(PREFIX) + 4
 
@@ -23,7 +27,11 @@ def digest(secret: str) -> str:
 
 
 async def create(
-    store: EventStore, *, project: str = "default", name: str = "default"
+    store: EventStore,
+    *,
+    project: str = "default",
+    name: str = "default",
+    scopes: Collection[str] = (),
 ) -> tuple[ApiKeyCreated, str]:
     """Record a new key of ``project``; return its event and the secret, which is nowhere kept."""
     secret = PREFIX + secrets.token_urlsafe(_SECRET_BYTES)
@@ -33,6 +41,7 @@ async def create(
         name=name,
         prefix=secret[:_VISIBLE],
         sha256=digest(secret),
+        scopes=sorted(scopes),
     )
     await store.append(event, expected=0)
     return event, secret

@@ -35,6 +35,10 @@ def create(
     project: Annotated[
         str, typer.Option(help="Whose files and batches it opens; projects do not see each other.")
     ] = "default",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="What it opens besides: `admin`, the management of workers."),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,11 +50,18 @@ def create(
             raise typer.BadParameter(
                 "1 to 64 letters, digits, dots, dashes, underscores", param_hint=option
             )
+    scopes = sorted(set(scope or ()))
+    if unknown := [one for one in scopes if one not in api_keys.SCOPES]:
+        raise typer.BadParameter(
+            f"{unknown[0]!r} is none of {', '.join(sorted(api_keys.SCOPES))}", param_hint="--scope"
+        )
     event, secret = _with_store(
-        home, lambda store: api_keys.create(store, project=project, name=name)
+        home, lambda store: api_keys.create(store, project=project, name=name, scopes=scopes)
     )
     if as_json:
-        output.print_json({"id": event.key_id, "project": project, "name": name, "key": secret})
+        output.print_json(
+            {"id": event.key_id, "project": project, "name": name, "scopes": scopes, "key": secret}
+        )
         return
     print(secret)
     output.warn(f"{event.key_id} of project {project}: keep the key, it is not shown again")

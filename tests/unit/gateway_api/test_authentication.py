@@ -22,7 +22,7 @@ async def test_keys_open_their_project_until_they_are_revoked(store: MemoryEvent
     keys = KeyRing(store)
     await keys.load()
     caller = keys.find(f"Bearer {opens_first}")
-    assert caller == ("one", first.key_id)
+    assert caller == ("one", first.key_id, frozenset())
     changed = asyncio.Event()
     following = asyncio.create_task(keys.follow(changed.set))
     await api_keys.revoke(store, first.key_id)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from batch_gateway.api import (
+    admin,
     answers,
     batch_events,
     batches,
@@ -23,14 +24,19 @@ from batch_gateway.api import (
 from batch_gateway.api.batch_object import Batch
 from batch_gateway.api.batch_request import CreateBatchRequest
 from batch_gateway.api.dependencies import Dependencies
-from batch_gateway.api.edge import Edge
+from batch_gateway.api.edge import GUARDED, Edge
 from batch_gateway.api.file_object import FileDeletion, FileObject
+from vllm_batch import fleet_report
 
 _DOCUMENTED = (
     Batch,
     CreateBatchRequest,
     FileDeletion,
     FileObject,
+    admin.Order,
+    admin.WorkerLogs,
+    fleet_report.WorkerReport,
+    admin.Workers,
     answers.Page,
     models.Model,
     models.ModelList,
@@ -50,7 +56,7 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         redoc_url=None,
     )
     app.state.dependencies = dependencies
-    modules = (files, content, uploads, batches, results, batch_events, models, health)
+    modules = (files, content, uploads, batches, results, batch_events, models, admin, health)
     for module in modules:
         app.include_router(module.router)
     errors.install(app, [route for module in modules for route in module.router.routes])
@@ -74,7 +80,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # answered as 400 in the envelope
-                if path.startswith("/v1"):
+                if path.startswith(GUARDED):
                     operation["security"] = [{"key": []}]
         app.openapi_schema = document
     return app.openapi_schema

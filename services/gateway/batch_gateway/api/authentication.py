@@ -25,10 +25,11 @@ RETRY_SECONDS = 1.0
 
 
 class Caller(NamedTuple):
-    """The project a request acts for, and the key it came with."""
+    """The project a request acts for, the key it came with, and what else that key opens."""
 
     project: ProjectId
     key_id: KeyId
+    scopes: frozenset[str] = frozenset()
 
 
 class KeyRing:
@@ -72,8 +73,8 @@ class KeyRing:
 
     def _apply(self, recorded: Recorded) -> None:
         match recorded.event:
-            case ApiKeyCreated(key_id=key_id, project=project, sha256=sha256):
-                self._callers[sha256] = Caller(project, key_id)
+            case ApiKeyCreated(key_id=key_id, project=project, sha256=sha256, scopes=scopes):
+                self._callers[sha256] = Caller(project, key_id, frozenset(scopes))
                 self._digests[key_id] = sha256
             case ApiKeyRevoked(key_id=key_id):
                 self._callers.pop(self._digests.pop(key_id, ""), None)

@@ -9,6 +9,7 @@ from typing import Annotated
 from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request
+from nats.aio.client import Client
 
 from batch_gateway.api.authentication import Caller, KeyRing
 from batch_gateway.api.edge import caller_of
@@ -43,6 +44,8 @@ class Dependencies:
     blobs: BlobStore
     reads: Reads
     keys: KeyRing
+    client: Client | None = None
+    """The connection over which workers take orders."""
     clock: Clock = SystemClock()  # noqa: RUF009 - it has no state
     new_id: Callable[[str], str] = ids.new
     locks: Locks = field(default_factory=Locks)

@@ -16,11 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batch_gateway.api.authentication import Caller, KeyRing
 from batch_gateway.api.errors import error_response, internal_error
+from vllm_batch import api_keys
 from vllm_batch.clock import Clock
 
 log = structlog.get_logger(__name__)
 
-GUARDED = "/v1"
+GUARDED = ("/v1", "/admin")
+ADMIN = "/admin"
 
 
 class Edge:
@@ -67,9 +69,11 @@ class Edge:
             await internal_error()(scope, receive, send_marked)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """Note who is calling; return a 401 where a key is asked for and none fits."""
+        """Note who is calling; return a 401 where a key is asked for and none fits, a 403 where it
+        does not open that much."""
         path = scope["path"]
-        if path != GUARDED and not path.startswith(GUARDED + "/"):
+        root = next((root for root in GUARDED if path == root or path.startswith(f"{root}/")), None)
+        if root is None:
             return None
         authorization = Headers(scope=scope).get("authorization")
         caller = self._keys.find(authorization)
@@ -81,6 +85,13 @@ class Edge:
                 else "No API key provided: send it as 'Authorization: Bearer <key>'.",
                 code="invalid_api_key",
                 headers={"www-authenticate": "Bearer"},
+            )
+        if root == ADMIN and api_keys.ADMIN not in caller.scopes:
+            return error_response(
+                403,
+                "This key may not manage the service; make one with "
+                "`vllm-batch keys create --scope admin`.",
+                code="insufficient_permissions",
             )
         scope.setdefault("state", {})["caller"] = caller
         return None

@@ -84,6 +84,7 @@ async def connected(settings: Settings) -> AsyncIterator[Dependencies]:
                 blobs=blobs,
                 reads=Reads(store, read_models, settings, clock),
                 keys=keys,
+                client=store.connection.client,
                 clock=clock,
             )
         finally:
