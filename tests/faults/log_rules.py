@@ -30,6 +30,7 @@ from vllm_batch.events import (
     JobFailed,
     JobFinalizing,
     JobStarted,
+    JobStuck,
     JobSubmitted,
     JobWindowClosed,
     Recorded,
@@ -119,7 +120,9 @@ class History:
     ) -> None:
         chunks = self.chunks_of(event.job_id)
         usage = sum((chunk.usage for chunk in chunks), Usage())
-        counted = (sum(c.completed for c in chunks), sum(c.failed for c in chunks), usage)
+        given_up = sum(chunk.remaining for chunk in chunks if chunk.closed == "stuck")
+        failed = sum(chunk.failed for chunk in chunks) + given_up
+        counted = (sum(chunk.completed for chunk in chunks), failed, usage)
         if counted != (event.completed, event.failed, event.usage):
             self._wrong(recorded, f"its chunks add up to {counted}")
         if isinstance(event, JobCompleted) and event.completed + event.failed != event.total:
@@ -161,6 +164,13 @@ def job_command(event: Event) -> job_rules.Command:
             return job_rules.Start(event.total, event.chunks, event.model)
         case JobFailed():
             return job_rules.Fail(event.errors, event.error_count)
+        case JobStuck():
+            return job_rules.NoteStuck(
+                reason=event.reason,
+                detail=event.detail,
+                idle_seconds=event.idle_seconds,
+                chunks=event.chunks,
+            )
         case JobCompleted() | JobExpired() | JobCancelled():
             return job_rules.Finish(
                 total=event.total,

@@ -60,6 +60,29 @@ async def test_a_worker_frozen_past_its_lease_writes_nothing_when_it_wakes(
     assert await bench.oracle.findings(kills=FREEZES) == []
 
 
+async def test_a_batch_is_cancelled_while_its_only_worker_is_frozen(
+    start_bench: StartBench,
+) -> None:
+    bench = start_bench(workers=1, cancel_grace_seconds=1.0)
+    work = bench.submit("cancelled", 4000)
+    bench.client.wait_progress(work, 500)
+    zombie = bench.stack.service("worker-1")
+    zombie.kill(signal.SIGSTOP)
+    try:
+        bench.client.openai.batches.cancel(work.batch_id)
+        batch = bench.client.wait_ended(work, 30)
+    finally:
+        zombie.kill(signal.SIGCONT)
+    assert batch.status == "cancelled"
+    assert 500 <= results(bench) < 4000
+
+    async def refused() -> bool:
+        return "lease lost" in zombie.log_text()
+
+    await until(refused)
+    assert await bench.oracle.findings(kills=FREEZES) == []
+
+
 def leader(bench: Bench) -> str:
     """Return the orchestrator that says it leads."""
 

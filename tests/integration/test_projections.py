@@ -29,6 +29,7 @@ from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import (
     ApiKeyCreated,
     ApiKeyRevoked,
+    ChunkClosed,
     ChunkCompleted,
     Event,
     FileDeleted,
@@ -412,3 +413,16 @@ async def test_a_lost_schema_is_noticed_although_nothing_happens(
                 return False
 
         await eventually(there_again)
+
+
+async def test_what_is_given_up_as_stuck_counts_as_failed(
+    store: MemoryEventStore, settings: Settings
+) -> None:
+    async with projecting(store, settings) as models:
+        await run_a_batch(store)
+        await append(store, ChunkClosed(job_id=JobId("batch_1"), chunk=1, reason="stuck"))
+        await caught_up(models, store)
+        row = await models.batch(PROJECT, JobId("batch_1"))
+        assert row is not None
+        assert (row.completed, row.failed) == (7, 1 + 7)
+        assert row == await from_log.batch(store, PROJECT, JobId("batch_1"))

@@ -48,7 +48,8 @@ def evolve(row: ChunkRow | None, recorded: Recorded) -> ChunkRow:
         case ChunkReleased():
             return _changed(row, ChunkStatus.READY)
         case ChunkClosed():
-            return _changed(row, ChunkStatus.CLOSED)
+            failed = row.count - row.completed if event.reason == "stuck" else row.failed
+            return _changed(row, ChunkStatus.CLOSED, failed=failed)
     raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) is none of a chunk's")
 
 
@@ -84,7 +85,7 @@ def _changed(row: ChunkRow, status: ChunkStatus, **changes: Any) -> ChunkRow:
         epoch=changes.get("epoch", row.epoch),
         worker_id=changes.get("worker_id", row.worker_id),
         completed=row.completed,
-        failed=row.failed,
+        failed=changes.get("failed", row.failed),
         input_tokens=row.input_tokens,
         cached_tokens=row.cached_tokens,
         output_tokens=row.output_tokens,
