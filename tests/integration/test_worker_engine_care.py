@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.worker_bench import (
 )
 
 from vllm_batch.event_store.jetstream import JetStreamEventStore
-from vllm_batch.events import WorkerEngineRestarted
+from vllm_batch.events import WorkerEngineRestarted, WorkerStopped
 from vllm_batch.ids import JobId
 from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
@@ -134,6 +135,25 @@ async def test_the_end_of_a_job_ends_its_quarantine(bench: WorkerBench, settings
         other = await bench.submit(lines(64))
         await bench.completed(other)
         assert await errors(bench, other) == {}
+
+
+async def test_an_engine_that_answers_nothing_any_more_is_given_up(
+    bench: WorkerBench, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batch_gpu_worker.engine_monitor.DEATHS_IN_VAIN_MAX", 8)
+    async with running_agent(settings) as running:
+        fine = await bench.submit(lines(20))
+        await bench.completed(fine)
+        job = await bench.submit(lines(40, dict.fromkeys(range(40), "[[sim:crash]]")))
+        assert await asyncio.wait_for(asyncio.shield(running.task), 30) == 1
+        assert running.agent.monitor.restarts == 8
+        chunk = await bench.chunk(job)
+        assert chunk.status == "ready"
+        assert chunk.failed < 10  # what was convicted stays convicted
+        stops = [r.event for r in await bench.events(subjects.every(WorkerStopped))]
+        assert [stop.reason for stop in stops if isinstance(stop, WorkerStopped)] == [
+            "engine_failed"
+        ]
 
 
 async def test_out_of_memory_halves_what_runs_at_once(

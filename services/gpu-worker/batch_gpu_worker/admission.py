@@ -61,6 +61,11 @@ class Admission:
         return self._runner.in_engine
 
     @property
+    def engine_answers(self) -> int:
+        """How often the engine has answered, whatever it said."""
+        return self._runner.engine_answers
+
+    @property
     def free(self) -> int:
         """How many more requests the engine could be given now."""
         return self.in_flight_max - self.in_flight

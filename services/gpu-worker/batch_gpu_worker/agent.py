@@ -139,7 +139,7 @@ class Agent:
             await self._engine.start()
             self._begin("heartbeat", self._heartbeats.run)
             self._begin("engine events", self.monitor.announce)
-            failure = asyncio.create_task(self._engine.wait_failed())
+            failure = asyncio.create_task(self._wait_failed())
             asked = asyncio.create_task(stop.asked.wait())
             working = asyncio.create_task(self._work(stack))
             try:
@@ -157,6 +157,19 @@ class Agent:
                 for task in (failure, asked, working):
                     task.cancel()
                 await asyncio.gather(failure, asked, working, return_exceptions=True)
+
+    async def _wait_failed(self) -> None:
+        """Wait until the engine cannot be started, or dies whatever it is given."""
+        waits = [
+            asyncio.create_task(self._engine.wait_failed()),
+            asyncio.create_task(self.monitor.wait_given_up()),
+        ]
+        try:
+            done, _ = await asyncio.wait(waits, return_when="FIRST_COMPLETED")
+            for wait in done:
+                wait.result()
+        finally:
+            await _end_tasks(*waits)
 
     async def _announce(self) -> None:
         notify(STATUS=f"loading the engine {self._settings.engine}")
@@ -199,7 +212,10 @@ class Agent:
     async def _drain(self, reason: ReleaseReason, notice_seconds: float, stop: StopSignal) -> None:
         """Let what runs finish, as long as there is time; hand in, give back, say goodbye."""
         log.info("draining", in_flight=self.admission.in_flight, seconds=notice_seconds)
-        notify(STOPPING=1, STATUS="draining")
+        if stop.start_anew:
+            notify(STATUS="draining, to start anew")  # the process stays
+        else:
+            notify(STOPPING=1, STATUS="draining")
         self._heartbeats.phase = "failed" if reason == "engine_failed" else "draining"
         loop = asyncio.get_running_loop()
         end = loop.time() + notice_seconds

@@ -22,7 +22,7 @@ from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.ward import Ward
 from vllm_batch.clock import Clock
-from vllm_batch.errors import EngineUnavailable
+from vllm_batch.errors import EngineFailed, EngineUnavailable
 from vllm_batch.events import Event, WorkerEngineRestarted
 from vllm_batch.ids import WorkerId
 from vllm_batch.settings import Settings
@@ -33,7 +33,10 @@ LOOK_SECONDS_MAX = 2.0
 LOOKS_PER_LIMIT = 8
 GPU_FREE_SECONDS = 10.0
 PAUSE_SECONDS = 0.05
+DEATHS_IN_VAIN_MAX = 30
+"""Finding one poisoned request among 256 costs 10 deaths, with no answer between them at worst."""
 _BLAMED = frozenset({"crashed", "frozen"})
+_TROUBLE = _BLAMED | {"out_of_memory"}
 
 
 class EngineMonitor:
@@ -67,6 +70,9 @@ class EngineMonitor:
         self._seen: tuple[int | None, int] = (None, 0)
         self._progressed_at = clock.monotonic()
         self._deaths: asyncio.Queue[WorkerEngineRestarted] = asyncio.Queue()
+        self._answers_at_death = 0
+        self._in_vain = 0
+        self._broken = asyncio.Event()
         self._replacing = asyncio.Lock()
         self._emptying: ExitStack | None = None
 
@@ -80,16 +86,20 @@ class EngineMonitor:
     def note_death(self, death: Death) -> None:
         """Take note of an engine's end, before the next one starts."""
         self.restarts += 1
-        log.error(
-            "the engine ended", reason=death.reason, detail=death.detail,
+        tell = log.error if death.reason in _TROUBLE else log.warning
+        tell(
+            "the engine ended",
+            reason=death.reason,
+            detail=death.detail,
             in_flight=self._admission.in_engine,
-        )  # fmt: skip
+        )
         blame = death.reason in _BLAMED
         if death.reason == "out_of_memory":
             blame = self._engine.max_num_seqs == 1  # with one at a time it is that one's doing
             self._engine.max_num_seqs = max(1, self._engine.max_num_seqs // 2)
             self._admission.resize(self._engine.max_num_seqs)
         self._ward.engine_died(blame=blame)
+        self._count_in_vain(death)
         self._progressed_at = self._clock.monotonic()
         self._deaths.put_nowait(
             WorkerEngineRestarted(
@@ -99,6 +109,15 @@ class EngineMonitor:
                 max_num_seqs=self._engine.max_num_seqs,
             )
         )
+
+    async def wait_given_up(self) -> None:
+        """Wait until the engine is taken for broken, if ever.
+
+        Raises:
+            EngineFailed: it died again and again and answered nothing in between.
+        """
+        await self._broken.wait()
+        raise EngineFailed(f"the engine died {DEATHS_IN_VAIN_MAX} times and answered nothing")
 
     async def run(self) -> None:
         """Look for ever."""
@@ -128,13 +147,23 @@ class EngineMonitor:
     ) -> None:
         """End the engine for the reason given, do ``between``, and have it start again."""
         async with self._replacing:
+            holding = await asyncio.to_thread(self._own_holders)
             try:
                 await self._engine.halt(death)
-                await self._wait_gpu_free()
+                await self._wait_gpu_free(holding)
                 if between is not None:
                     await between()
             finally:
                 self._engine.resume()
+
+    def _count_in_vain(self, death: Death) -> None:
+        """It is no request's fault when none at all is answered any more."""
+        answers = self._admission.engine_answers
+        if answers != self._answers_at_death:
+            self._answers_at_death, self._in_vain = answers, 0
+        self._in_vain += death.reason in _TROUBLE
+        if self._in_vain >= DEATHS_IN_VAIN_MAX:
+            self._broken.set()
 
     async def _look_at_progress(self) -> None:
         try:
@@ -174,17 +203,17 @@ class EngineMonitor:
                 detail = f"{self.rss_bytes} bytes in memory, {self._rss_bytes_max} allowed"
                 await self.replace(Death("memory_limit", detail))
 
-    async def _wait_gpu_free(self) -> None:
+    async def _wait_gpu_free(self, holding: set[int]) -> None:
         """Wait until the GPUs know nothing more of the engine's processes, within limits."""
         deadline = self._clock.monotonic() + GPU_FREE_SECONDS
-        while holders := await asyncio.to_thread(self._own_holders):
+        while left := holding & (await asyncio.to_thread(self._gpus.holders)).keys():
             if self._clock.monotonic() > deadline:
-                log.error("the engine is gone, its GPU memory is not", pids=holders)
+                log.error("the engine is gone, its GPU memory is not", pids=sorted(left))
                 return
             await asyncio.sleep(PAUSE_SECONDS)
 
-    def _own_holders(self) -> list[int]:
-        return [pid for pid in self._gpus.holders() if self._engine.owns(pid)]
+    def _own_holders(self) -> set[int]:
+        return {pid for pid in self._gpus.holders() if self._engine.owns(pid)}
 
 
 def rss_with_children(pid: int) -> int:

@@ -92,6 +92,7 @@ class RequestRunner:
         rng: random.Random,
         ward: Ward,
     ) -> None:
+        self.engine_answers = 0
         self._engine = engine
         self._ward = ward
         self._settings = settings
@@ -159,6 +160,7 @@ class RequestRunner:
             outcome: EngineResponse | EngineUnavailable
             try:
                 outcome = await self._time_limit.call(task, self._engine, endpoint, body)
+                self.engine_answers += 1
             except EngineDown:
                 await asyncio.sleep(DOWN_PAUSE_SECONDS)  # it never had the request: not a try
                 continue
