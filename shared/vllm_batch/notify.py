@@ -7,8 +7,15 @@ service that somebody started by hand.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+Result = TypeVar("Result")
+_MICROSECONDS = 1_000_000
+_PINGS_PER_PERIOD = 3
 
 
 def notify(**fields: str | int) -> bool:
@@ -31,3 +38,34 @@ def notify(**fields: str | int) -> bool:
     except OSError:
         return False
     return True
+
+
+async def alive(service: Coroutine[Any, Any, Result]) -> Result:
+    """Run ``service`` and tell the supervisor all the while that its event loop turns.
+
+    Systemd asks for that with ``WATCHDOG_USEC`` (WatchdogSec= in the unit), and ends a service that
+    falls silent. Without the variable this is ``await service``.
+    """
+    period = _watchdog_seconds()
+    if period is None:
+        return await service
+    pings = asyncio.create_task(_ping(period / _PINGS_PER_PERIOD))
+    try:
+        return await service
+    finally:
+        pings.cancel()
+
+
+async def _ping(seconds: float) -> None:
+    while True:
+        notify(WATCHDOG=1)
+        await asyncio.sleep(seconds)
+
+
+def _watchdog_seconds() -> float | None:
+    """Return the period that this process was given, None if it was given none."""
+    period = os.environ.get("WATCHDOG_USEC", "")
+    meant_for = os.environ.get("WATCHDOG_PID", "")
+    if not period.isdecimal() or int(period) == 0 or meant_for not in {"", str(os.getpid())}:
+        return None
+    return int(period) / _MICROSECONDS

@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from vllm_batch.errors import BatchError
+from vllm_batch.notify import alive
 from vllm_batch.settings import Settings
 from vllm_batch.telemetry import configure_logs
 
@@ -36,7 +37,7 @@ def main() -> int:
     settings = Settings()
     configure_logs(settings, service=role)
     try:
-        uvloop.run(_duty(role, settings))
+        uvloop.run(alive(_duty(role, settings)))
     except BatchError as error:
         log.error("cannot run", role=role, error=str(error), code=error.code)
         return 1

@@ -22,6 +22,7 @@ from vllm_batch.clock import SystemClock
 from vllm_batch.errors import BatchError
 from vllm_batch.event_store import jetstream
 from vllm_batch.log_stream import LogStream
+from vllm_batch.notify import alive
 from vllm_batch.settings import Settings
 from vllm_batch.telemetry import configure_logs
 
@@ -72,7 +73,7 @@ def main() -> int:
     structlog.contextvars.bind_contextvars(worker=settings.worker_name)
     sys.setrecursionlimit(settings.json_depth_max + _FRAMES)
     try:
-        status = uvloop.run(serve(settings, stop, logs))
+        status = uvloop.run(alive(serve(settings, stop, logs)))
     except BatchError as error:
         log.error("the worker cannot run", code=error.code, error=str(error))
         return 1

@@ -9,6 +9,7 @@ import uvloop
 
 from batch_watchdog import main as watchdog
 from vllm_batch.errors import BatchError
+from vllm_batch.notify import alive
 from vllm_batch.settings import Settings
 from vllm_batch.telemetry import configure_logs
 
@@ -20,7 +21,7 @@ def main() -> int:
     settings = Settings()
     configure_logs(settings, service="watchdog")
     try:
-        uvloop.run(watchdog.run(settings))
+        uvloop.run(alive(watchdog.run(settings)))
     except BatchError as error:
         log.error("cannot run", error=str(error), code=error.code)
         return 1
