@@ -26,4 +26,4 @@ class DockerRestarter:
 
     async def restart(self, worker: WorkerView) -> Attempt:
         """Restart the container: what is left in it is killed, a stopped one is started."""
-        return await run(("docker", "restart", "--time", "5", self.container_of(worker)))
+        return await run(("docker", "restart", "-t", "5", self.container_of(worker)))
