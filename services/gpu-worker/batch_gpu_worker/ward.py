@@ -85,4 +85,6 @@ class Ward:
         """Let those look again who wait for their turn."""
         self._changed.set()
         self._changed = asyncio.Event()
-        self.closed = bool(self._deaths or self._convicted or self.quarantine.active)
+        self.closed = bool(
+            self._deaths or self._fallen or self._convicted or self.quarantine.active
+        )

@@ -309,7 +309,8 @@ class VllmEngine:
             if time.monotonic() > deadline:
                 log.error("vLLM is neither well nor gone: killing it")
                 self.ready.clear()
-                await self._kill()
+                if self._process is not None:
+                    await self._kill_server(self._process)
                 return True
             await asyncio.sleep(VERDICT_PAUSE_SECONDS)
         return True
