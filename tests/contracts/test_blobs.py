@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
+from tests.conftest import S3Bucket
 
 from vllm_batch.blobs import BlobStore, open_blobs
 from vllm_batch.errors import BlobError, BlobMissing, StorageFull
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -30,20 +20,10 @@ def blobs(
 ) -> BlobStore:
     if request.param == "file":
         return open_blobs((tmp_path / "with space" / "blobs").as_uri())
-    endpoint = request.getfixturevalue("s3_endpoint")
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ALLOW_HTTP": "true",
-    }.items():
+    bucket: S3Bucket = request.getfixturevalue("s3_bucket")
+    for name, value in bucket.environment.items():
         monkeypatch.setenv(name, value)
-    import boto3
-
-    bucket = f"b{os.urandom(6).hex()}"
-    boto3.client("s3", endpoint_url=endpoint).create_bucket(Bucket=bucket)
-    return open_blobs(f"s3://{bucket}/prefix")
+    return open_blobs(bucket.url)
 
 
 async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
