@@ -55,3 +55,19 @@ def test_a_bug_says_nothing_of_itself() -> None:
 def test_long_values_are_cut() -> None:
     assert errors.shown("x" * 100) == "x" * 100
     assert len(errors.shown("x" * 4000)) == 101
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"),
+        (401, "invalid_request_error"),
+        (403, "permission_error"),
+        (404, "invalid_request_error"),
+        (429, "rate_limit_exceeded"),
+        (503, "server_error"),
+    ],
+)
+def test_the_type_says_whose_fault_it_is(status: int, kind: str) -> None:
+    answer = errors.error_response(status, "no")
+    assert json.loads(bytes(answer.body))["error"]["type"] == kind

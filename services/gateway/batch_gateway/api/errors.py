@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
+_TYPES = {403: "permission_error", 429: "rate_limit_exceeded"}
 CLIENT_CLOSED_REQUEST = 499
 SHOWN_CHARACTERS_MAX = 100
 
@@ -100,7 +101,7 @@ def error_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """Return an envelope. A 409 asks the client not to retry: nothing changes by waiting."""
-    kind = SERVER_ERROR if status >= 500 else INVALID_REQUEST
+    kind = SERVER_ERROR if status >= 500 else _TYPES.get(status, INVALID_REQUEST)
     envelope = ErrorEnvelope(ErrorDetail(message, kind, param, code))
     extra = dict(headers or {})
     if status == 409:
