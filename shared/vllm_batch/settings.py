@@ -172,8 +172,9 @@ class Settings(BaseSettings):
         "none", description="how lost workers are started again"
     )
     watchdog_restart_target: str = Field(
-        "", description="unit or container to restart, with {name} for the worker's name; "
-        "default: vllm-batch-worker@{name}.service, or {name}"
+        "",
+        description="unit or container to restart, with {name} for the worker's name; "
+        "default: vllm-batch-worker@{name}.service, or {name}",
     )
     watchdog_restart_grace_seconds: float = Field(
         20.0, ge=0, description="a lost worker may come back by itself for this long"

@@ -141,9 +141,7 @@ def evolve(state: Chunk | None, recorded: Recorded) -> Chunk:
         case ChunkReleased():
             return replace(state, status=ChunkStatus.READY, worker_id=None)
         case ChunkClosed():
-            return replace(
-                state, status=ChunkStatus.CLOSED, worker_id=None, closed=event.reason
-            )
+            return replace(state, status=ChunkStatus.CLOSED, worker_id=None, closed=event.reason)
     raise Rejected(f"{event.TYPE} cannot be applied to a chunk")
 
 

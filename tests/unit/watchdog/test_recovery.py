@@ -32,7 +32,9 @@ async def test_a_lost_worker_is_restarted_after_the_grace(bench: WatchdogBench) 
     assert [e.requested_by for e in asked] == ["watchdog"]
 
 
-async def test_attempts_that_lead_to_nothing_come_further_and_further_apart(bench: WatchdogBench) -> None:
+async def test_attempts_that_lead_to_nothing_come_further_and_further_apart(
+    bench: WatchdogBench,
+) -> None:
     await bench.started("w1")
     await bench.lost("w1")
     recovery = await bench.recovery()
