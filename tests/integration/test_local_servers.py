@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import shutil
 import signal
 from pathlib import Path
 
@@ -48,6 +49,16 @@ async def recall(stack: LocalStack) -> tuple[int, list[str]]:
     rows = await connection.fetch("SELECT word FROM words WHERE word <> '.'")
     await connection.close()
     return info.state.messages, [row["word"] for row in rows]
+
+
+def test_a_home_that_was_deleted_starts_with_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with servers(home) as stack:
+        asyncio.run(remember(stack, "before"))
+    shutil.rmtree(home)
+    with servers(home) as stack:
+        asyncio.run(remember(stack, "after"))
+        assert asyncio.run(recall(stack)) == (1, ["after"])
 
 
 def test_both_servers_come_back_from_a_kill_with_their_data(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -142,6 +143,7 @@ def _place_for_root(home: Home) -> PostgresPlace:
         base = ROOT_BASE / home.mark
         base.mkdir(exist_ok=True, mode=0o755)
         (base / "home").write_text(str(home.root), encoding="utf-8")
+        _drop_data_of_a_former_home(home, base)
         sockets = base / "run"
         sockets.mkdir(exist_ok=True, mode=0o700)
         os.chown(sockets, user.pw_uid, user.pw_gid)
@@ -149,6 +151,17 @@ def _place_for_root(home: Home) -> PostgresPlace:
     return PostgresPlace(
         data=base / "postgres", sockets=sockets, programs=programs, uid=user.pw_uid, gid=user.pw_gid
     )
+
+
+def _drop_data_of_a_former_home(home: Home, base: Path) -> None:
+    """Remove data of a home that was deleted and made anew: another event log fills it now."""
+    ours, theirs = home.root / "postgres.token", base / "token"
+    if not ours.exists():
+        ours.write_text(secrets.token_hex(16), encoding="ascii")
+    token = ours.read_text(encoding="ascii")
+    if not theirs.exists() or theirs.read_text(encoding="ascii") != token:
+        shutil.rmtree(base / "postgres", ignore_errors=True)
+        theirs.write_text(token, encoding="ascii")
 
 
 def _package_dir() -> Path:
