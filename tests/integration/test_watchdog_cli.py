@@ -26,6 +26,7 @@ from vllm_batch.events import (
     WorkerCleared,
     WorkerCrashLooping,
     WorkerEngineKilled,
+    WorkerGpuCleared,
     WorkerLost,
     WorkerRestartRequested,
     WorkerStarted,
@@ -203,6 +204,31 @@ def test_kill_asks_first_and_the_engine_comes_back(stack: LocalStack) -> None:
     (event,) = recorded(stack, WorkerEngineKilled)
     assert event.requested_by == getpass.getuser()
     until(lambda: status(stack)["worker-1"]["state"] == "ready")
+
+
+def test_clear_gpu_asks_first_and_shows_the_memory(stack: LocalStack) -> None:
+    assert "leftovers" in run(stack, "clear-gpu", "worker-1", expect=1, answer="\n")
+    assert recorded(stack, WorkerGpuCleared) == []
+    reply = json.loads(run(stack, "clear-gpu", "worker-1", "--yes", "--json"))
+    assert reply["ok"] is True
+    (event,) = recorded(stack, WorkerGpuCleared)
+    assert event.requested_by == getpass.getuser()
+    until(lambda: status(stack)["worker-1"]["state"] == "ready")
+
+
+def test_keys_have_scopes(stack: LocalStack) -> None:
+    def keys(*arguments: str, expect: int = 0) -> str:
+        command = (*COMMAND[:-1], "keys", *arguments, "--home", str(stack.home.root))
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == expect, done.stderr
+        return done.stdout
+
+    made = json.loads(keys("create", "--name", "boss", "--scope", "admin", "--json"))
+    assert made["scopes"] == ["admin"]
+    listed = {key["id"]: key["scopes"] for key in json.loads(keys("list", "--json"))}
+    assert listed[made["id"]] == ["admin"]
+    assert sorted(listed.values()) == [[], ["admin"]]
+    keys("create", "--scope", "everything", expect=2)
 
 
 def test_restart_starts_the_worker_anew(stack: LocalStack) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 from tests.faults.workload import Client, make
 
 from vllm_batch.event_store import jetstream
-from vllm_batch.events import Event, JobStuck, WorkerRestartRequested
+from vllm_batch.events import Event, JobStuck, WorkerCrashLooping, WorkerRestartRequested
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
@@ -49,6 +50,20 @@ def test_a_worker_that_hangs_is_killed_and_starts_anew(tmp_path: Path) -> None:
         assert asked.requested_by == "watchdog"
         assert f"killed process {old}" in stack.service("watchdog").log_text()
         client.close()
+
+
+def test_a_worker_that_keeps_dying_is_announced(tmp_path: Path) -> None:
+    settings = {**FAST, "crash_loop_restarts": 3}
+    only = {"nats", "watchdog", "worker"}
+    with LocalStack(tmp_path / "home", only=only, settings_overrides=settings) as stack:
+        worker = stack.service("worker-1")
+        for _ in range(3):
+            worker.wait_restarted(worker.kill(), 30)
+        deadline = time.monotonic() + 30
+        while not recorded(stack.settings, WorkerCrashLooping):
+            assert time.monotonic() < deadline, "nobody announced it"
+        (event,) = recorded(stack.settings, WorkerCrashLooping)
+        assert event.restarts == 3
 
 
 def test_requests_that_never_end_fail_and_the_batch_completes(tmp_path: Path) -> None:

@@ -96,16 +96,26 @@ def _why_not_run(
         if lost:
             return _Finding("workers_lost", f"every worker of {model!r} is lost: {_listed(lost)}")
         return _Finding("no_worker", f"no worker serves {model!r} now; start one")
-    moved = jobs.model_moved_at.get(model)
-    if moved is not None and (now - moved).total_seconds() <= stuck_seconds:
-        return None  # its workers are busy with others: its turn comes
-    if job.leased():
-        return None  # leased a short while ago: that lease is looked at when its time is up
+    if _has_its_turn_to_come(job, jobs, now, stuck_seconds):
+        return None
     return _Finding(
         "not_leased",
         f"{_count(len(live), 'worker')} of {model!r} and nobody takes the "
         f"{_count(len(job.open()), 'chunk')} left: does an orchestrator run?",
     )
+
+
+def _has_its_turn_to_come(
+    job: JobWatch, jobs: OpenJobs, now: datetime, stuck_seconds: float
+) -> bool:
+    """Tell whether the workers are busy with other jobs, or something was done about this one a
+    short while ago: leased, or taken away and offered again."""
+    if job.leased():
+        return True  # that lease is looked at when its time is up
+    changed = [watch.changed_at for watch in job.open()]
+    if (moved := jobs.model_moved_at.get(job.model or "")) is not None:
+        changed.append(moved)
+    return (now - max(changed)).total_seconds() <= stuck_seconds
 
 
 def _count(number: int, noun: str) -> str:

@@ -31,12 +31,14 @@ from vllm_batch.messaging import subjects
 
 @dataclass(slots=True)
 class ChunkWatch:
-    """A chunk. ``moved_at``: its last lease or result. ``rounds``: how often it was found leased
-    without progress since its last result; ``named_seq``: where the last ``job.stuck`` named it."""
+    """A chunk. ``moved_at``: its last lease or result; ``changed_at``: its last event. ``rounds``:
+    how often it was found leased without progress since its last result; ``named_seq``: where the
+    last ``job.stuck`` named it."""
 
     chunk: Chunk
     seq: int
     moved_at: datetime
+    changed_at: datetime
     leased_seq: int = 0
     rounds: int = 0
     named_seq: int = 0
@@ -112,13 +114,15 @@ class OpenJobs:
         if watch is None:
             if isinstance(event, ChunkPlanned):
                 chunk = chunk_rules.evolve(None, recorded)
-                job.chunks[event.chunk] = ChunkWatch(chunk, recorded.seq, recorded.time)
+                job.chunks[event.chunk] = ChunkWatch(
+                    chunk, recorded.seq, recorded.time, recorded.time
+                )
                 job.moved_at = max(job.moved_at, recorded.time)
             return
         if recorded.seq <= watch.seq:
             return
         watch.chunk = chunk_rules.evolve(watch.chunk, recorded)
-        watch.seq = recorded.seq
+        watch.seq, watch.changed_at = recorded.seq, recorded.time
         if isinstance(event, ChunkLeased):
             watch.leased_seq, watch.moved_at = recorded.seq, recorded.time
         elif isinstance(event, ChunkProgressed | ChunkCompleted):

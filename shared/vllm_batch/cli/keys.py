@@ -70,18 +70,18 @@ def create(
 @app.command(name="list")
 def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List all keys, revoked ones too; never their secrets."""
-    rows = _with_store(home, _all_keys)
+    found = _with_store(home, _all_keys)
     if as_json:
-        output.print_json([_as_data(row) for row in rows])
+        output.print_json([{**_as_data(row), "scopes": scopes} for row, scopes in found])
         return
     print_rows(
-        ("id", "key", "project", "name", "created", "revoked"),
+        ("id", "key", "project", "name", "scopes", "created", "revoked"),
         (
             (
-                row.key_id, f"{row.prefix}…", row.project, row.name,
+                row.key_id, f"{row.prefix}…", row.project, row.name, ", ".join(scopes) or "-",
                 when(row.created_at) or "-", when(row.revoked_at) or "-",
             )
-            for row in rows
+            for row, scopes in found
         ),
     )  # fmt: skip
 
@@ -112,17 +112,21 @@ async def _revoke(store: EventStore, key_id: str) -> None:
         return
 
 
-async def _all_keys(store: EventStore) -> list[ApiKeyRow]:
+async def _all_keys(store: EventStore) -> list[tuple[ApiKeyRow, list[str]]]:
+    """Return every key with its scopes."""
     from vllm_batch.events import ApiKeyCreated, ApiKeyRevoked
     from vllm_batch.messaging import subjects
     from vllm_batch.projections import api_keys
 
     rows: dict[KeyId, ApiKeyRow] = {}
+    scopes: dict[KeyId, list[str]] = {}
     async for batch in store.read(subjects.ALL_API_KEYS):
         for recorded in batch:
             if isinstance(event := recorded.event, ApiKeyCreated | ApiKeyRevoked):
                 rows[event.key_id] = api_keys.evolve(rows.get(event.key_id), recorded)
-    return list(rows.values())
+                if isinstance(event, ApiKeyCreated):
+                    scopes[event.key_id] = event.scopes
+    return [(row, scopes[key_id]) for key_id, row in rows.items()]
 
 
 def _as_data(row: ApiKeyRow) -> dict[str, object]:

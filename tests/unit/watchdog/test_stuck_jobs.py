@@ -101,6 +101,18 @@ async def test_a_lease_without_progress_is_taken_away(bench: WatchdogBench) -> N
     assert await look(bench) == ["no_progress"]  # ready now: nothing more to say
 
 
+async def test_what_was_taken_away_gets_time_to_be_leased_again(bench: WatchdogBench) -> None:
+    await bench.started("w1")
+    job = await bench.job()
+    await bench.lease(job)
+    bench.clock.advance(101)
+    assert await look(bench) == ["no_progress"]
+    bench.clock.advance(99)
+    assert await look(bench) == ["no_progress"]
+    bench.clock.advance(2)
+    assert await look(bench) == ["no_progress", "not_leased"]
+
+
 async def rounds(bench: WatchdogBench, job: JobId, count: int) -> None:
     for _ in range(count):
         await bench.lease(job)
