@@ -80,6 +80,7 @@ def test_requests_that_never_end_fail_and_the_batch_completes(tmp_path: Path) ->
         (line,) = client.content(batch.error_file_id)
         assert line["custom_id"] == work.lines[13].custom_id
         assert line["error"]["code"] == "batch_stuck"
-        notes = recorded(stack.settings, JobStuck)
+        # In between it may have waited for its next lease for longer than these short limits.
+        notes = [n for n in recorded(stack.settings, JobStuck) if n.reason != "not_leased"]
         assert [(note.reason, note.chunks) for note in notes] == [("no_progress", [1])] * 2
         client.close()
