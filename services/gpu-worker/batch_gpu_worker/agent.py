@@ -27,6 +27,7 @@ from batch_gpu_worker.holdings import HeldChunk, Holdings
 from batch_gpu_worker.intake import Intake
 from batch_gpu_worker.job_endings import JobEndings
 from batch_gpu_worker.lease import ReleaseReason
+from batch_gpu_worker.lease_endings import LeaseEndings
 from batch_gpu_worker.presence import Presence
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
 from batch_gpu_worker.ward import Ward
@@ -185,7 +186,10 @@ class Agent:
         """Once the engine is ready, take work for ever."""
         await self._engine.ready.wait()
         models = await self._models()
-        await stack.enter_async_context(self._endings.listening(self._store.connection.client))
+        client = self._store.connection.client
+        await stack.enter_async_context(self._endings.listening(client))
+        lease_endings = LeaseEndings(self.holdings, self._checkpointer.check_lease)
+        await stack.enter_async_context(lease_endings.listening(client))
         self._begin("checkpoint", self._checkpointer.run)
         self._begin("time limit", self._look_at_time)
         self._begin("engine monitor", self.monitor.run)

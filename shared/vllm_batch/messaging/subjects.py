@@ -15,6 +15,8 @@ ALL_HEARTBEATS = "worker.heartbeat.*"
 ALL_LOGS = "worker.log.*"
 CANCEL_REQUESTS = "job.cancel_requested.*"
 CLOSED_WINDOWS = "job.window_closed.*"
+RELEASED_CHUNKS = "chunk.released.*.*"
+CLOSED_CHUNKS = "chunk.closed.*.*"
 
 
 def of_event(event: Event) -> str:
