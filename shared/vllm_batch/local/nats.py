@@ -19,6 +19,7 @@ from vllm_batch.local.spec import ServiceSpec
 
 _MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _PROBE_SECONDS = 2.0
+_RESTART_FREE_BYTES_MIN = 16 * 1024 * 1024
 
 
 def nats_spec(home: Home, *, port: int, monitor_port: int) -> ServiceSpec:
@@ -29,12 +30,21 @@ def nats_spec(home: Home, *, port: int, monitor_port: int) -> ServiceSpec:
     async def probe() -> bool:
         return await _is_healthy(monitor_port)
 
+    async def stuck() -> bool:
+        # Seen with 2.15.1: once a write has failed, a stream refuses all writes until the server
+        # is restarted, though there is space again.
+        free = shutil.disk_usage(home.nats).free
+        with contextlib.suppress(FileNotFoundError):  # the store may be a disk of its own
+            free = shutil.disk_usage(home.nats / "store").free
+        return free >= _RESTART_FREE_BYTES_MIN and b"write error" in await _health(monitor_port)
+
     return ServiceSpec(
         name="nats",
         argv=(str(server_program()), "--config", str(config)),
         cwd=home.nats,
         port=port,
         probe=probe,
+        stuck=stuck,
         ready_seconds=60.0,  # a large store is read back first
         stop_seconds=20.0,
     )
@@ -74,15 +84,19 @@ def _configuration(home: Home, port: int, monitor_port: int) -> str:
 
 
 async def _is_healthy(monitor_port: int) -> bool:
-    """Tell whether the server says that it and JetStream are up (its /healthz)."""
+    """Tell whether the server says that it and JetStream are up."""
+    return b" 200 " in (await _health(monitor_port)).partition(b"\r\n")[0]
+
+
+async def _health(monitor_port: int) -> bytes:
+    """Return the answer of the server's /healthz, headers included; empty: there is none."""
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", monitor_port)
             try:
-                writer.write(b"GET /healthz HTTP/1.0\r\nHost: localhost\r\n\r\n")
-                status = await reader.readline()
+                writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+                return await reader.read()
             finally:
                 writer.close()
-            return b" 200 " in status
     except (OSError, TimeoutError):
-        return False
+        return b""

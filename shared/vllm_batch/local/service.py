@@ -25,6 +25,7 @@ from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceState, ServiceSta
 
 _PROBE_SECONDS = 0.05
 _PROBE_SECONDS_MAX = 0.5
+_STUCK_CHECK_SECONDS = 2.0
 _KILL_SECONDS = 5.0
 _FIRST_START_DEATHS_MAX = 3
 
@@ -254,6 +255,16 @@ class SupervisedService:
             await asyncio.sleep(pause)
             pause = min(_PROBE_SECONDS_MAX, pause * 1.2)
         self._become_ready()
+        await self._restart_when_stuck()
+
+    async def _restart_when_stuck(self) -> None:
+        """End it politely when it says of itself that it is stuck; it is then started again."""
+        while self.spec.stuck:
+            await asyncio.sleep(_STUCK_CHECK_SECONDS)
+            if self._wanted.is_set() and not self._stopping.is_set() and await self.spec.stuck():
+                self.log.note("works again only after a restart; ending it")
+                self._signal(self.spec.stop_signal)
+                return
 
     def _become_ready(self) -> None:
         if self._state is ServiceState.STARTING:

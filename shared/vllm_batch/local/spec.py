@@ -39,6 +39,8 @@ class ServiceSpec:
     port: int | None = None
     probe: Probe | None = None
     """Tells whether the service answers; None: it sends READY=1 itself (sd_notify)."""
+    stuck: Probe | None = None
+    """Asked now and then once ``probe`` has said yes; yes: only a restart makes it work again."""
     prepare: Callable[[], None] | None = None
     """Runs before every start, for instance to remove a stale pid file."""
     ready_seconds: float = 30.0
