@@ -238,3 +238,4 @@ def test_restart_starts_the_worker_anew(stack: LocalStack) -> None:
     until(lambda: status(stack)["worker-1"]["state"] == "ready")
     (event,) = recorded(stack, WorkerRestartRequested)
     assert (event.requested_by, event.now) == (getpass.getuser(), False)
+    assert status(stack)["worker-1"]["deaths"] == 0  # nobody takes it for a crash
