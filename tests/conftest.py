@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.settings import Settings
+
+# How long an example takes says how busy the machine is, not whether the code is right.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 
 class NatsServer:

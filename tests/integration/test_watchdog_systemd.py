@@ -39,10 +39,7 @@ def run(*arguments: str, expect: int = 0, **environment: str) -> str:
 
 @pytest.fixture(scope="session")
 def analyzer() -> str:
-    """``systemd-analyze``; installed where the machine is ours and lacks it."""
-    if shutil.which("systemd-analyze") is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        command = ("apt-get", "install", "-y", "--no-install-recommends", "systemd")
-        subprocess.run(command, check=False, capture_output=True)
+    """``systemd-analyze``; ``vllm-batch test`` installs it where it may."""
     found = shutil.which("systemd-analyze")
     if found is None:
         pytest.skip("systemd-analyze is not installed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,15 @@ _CHECKS = (
     ("mypy", ("-m", "mypy", "--no-error-summary")),
     ("import-linter", ("-c", "from importlinter.cli import lint_imports_command as c; c()")),
 )
+
+# What some tests run beside us; without it they skip and say so.
+_PROGRAMS = {
+    "cc": ("gcc", "libc6-dev"),
+    "systemd-analyze": ("systemd",),
+    "dockerd": ("docker.io", "iptables"),
+    "docker": ("docker.io",),
+}
+_APT_SECONDS = 600.0
 
 
 class NoCheckout(BatchError):
@@ -54,6 +64,8 @@ def register(app: typer.Typer) -> None:
             a for a in context.args if not a.startswith("-") and (root / a.split("::")[0]).exists()
         ]
         failed = [] if paths else run_checks(root)
+        if not paths:
+            install_programs()
         if not fast and needs_engine(paths):
             _prepare_engine()
         chosen = paths or folders(root, fast=fast)
@@ -87,6 +99,34 @@ def folders(root: Path, *, fast: bool) -> list[str]:
 def needs_engine(paths: list[str]) -> bool:
     """Tell whether these tests (none: all of them) may use the real engine."""
     return not paths or any("e2e" in path or path.rstrip("/") == "tests" for path in paths)
+
+
+def missing_packages() -> list[str]:
+    """Return the Debian packages of programs that tests use and this machine lacks."""
+    lacking = [name for name in _PROGRAMS if shutil.which(name) is None]
+    return sorted({package for name in lacking for package in _PROGRAMS[name]})
+
+
+def install_programs() -> None:
+    """Install what is missing where that is ours to do: as root, on Debian."""
+    packages = missing_packages()
+    if not packages or os.geteuid() != 0 or shutil.which("apt-get") is None:
+        return
+    console = output.console()
+    console.print(f"installing {' '.join(packages)}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for arguments in (
+        ("update", "-q"),
+        ("install", "-q", "-y", "--no-install-recommends", *packages),
+    ):
+        command = ("apt-get", *arguments)
+        try:
+            subprocess.run(
+                command, env=environment, capture_output=True, check=True, timeout=_APT_SECONDS
+            )
+        except (subprocess.SubprocessError, OSError) as error:
+            console.print(f"[yellow]not installed, some tests will skip: {error}[/]")
+            return
 
 
 def run_checks(root: Path) -> list[str]:

@@ -141,3 +141,14 @@ def test_quick_tests_run_first_and_benchmarks_never(tmp_path: Path) -> None:
         "tests/architecture", "tests/unit", "tests/e2e", "tests/zoo",
     ]  # fmt: skip
     assert "tests/e2e" not in test_command.folders(tmp_path, fast=True)
+
+
+def test_the_packages_of_missing_programs_are_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    wanted = ["docker.io", "gcc", "iptables", "libc6-dev", "systemd"]
+    assert test_command.missing_packages() == wanted
+    for name in ("cc", "systemd-analyze", "dockerd", "docker"):
+        (tmp_path / name).touch(mode=0o755)
+    assert test_command.missing_packages() == []
