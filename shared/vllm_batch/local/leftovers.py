@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +19,9 @@ import psutil
 MARK_VARIABLE = "VLLM_BATCH_STACK_MARK"
 _PROC = Path("/proc")
 _START_TIME_SLACK_SECONDS = 0.05
+_PAUSE_SECONDS = 0.005
+END_SECONDS = 2.0
+"""Longest wait for killed processes to be gone: a busy machine takes a moment to bury them."""
 
 
 def end_marked(mark: str) -> list[int]:
@@ -25,15 +29,36 @@ def end_marked(mark: str) -> list[int]:
 
     Their process groups go with them: an engine's parts overwrite their environment for a nicer
     title and cannot be found by it, but they stay in the group of the one that started them.
+    Python's trackers of shared memory are left alone: when their clients are dead they remove what
+    those left in /dev/shm, hundreds of megabytes with vLLM, and end by themselves. Returns when the
+    others are gone, or after END_SECONDS.
     """
-    found = [pid for pid in marked(mark) if pid != os.getpid()]
-    for pid in found:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if (group := os.getpgid(pid)) != os.getpgrp():
-                os.killpg(group, signal.SIGKILL)
+    found = {pid for pid in marked(mark) if pid != os.getpid()}
+    groups = {group for pid in found if (group := _group_of(pid)) is not None} - {os.getpgrp()}
+    if groups:
+        found |= {pid for pid in psutil.pids() if _group_of(pid) in groups}
+    victims = {pid for pid in found if not _is_tracker(pid)}
+    for pid in victims:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
-    return found
+    deadline = time.monotonic() + END_SECONDS
+    while time.monotonic() < deadline and any(started_at(pid) is not None for pid in victims):
+        time.sleep(_PAUSE_SECONDS)
+    return sorted(victims)
+
+
+def _group_of(pid: int) -> int | None:
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return None
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"multiprocessing.resource_tracker" in (_PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def marked(mark: str) -> list[int]:
