@@ -109,7 +109,8 @@ async def test_offers_keep_to_the_window(
             (await event_store.js.get_msg(topology.WORK, seq)).data
             for seq in range(settings.release_window_chunks + 1, 2 * settings.release_window_chunks)
         ]
-    assert small.encode() in hints[0], "the job that has nothing under way is next"
+    # Of the two large jobs, the one that was planned first may have the whole window.
+    assert small.encode() in hints[0] + hints[1], "jobs that have nothing under way are next"
 
 
 async def messages(store: JetStreamEventStore) -> int:
