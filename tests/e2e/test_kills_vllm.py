@@ -1,0 +1,102 @@
+"""Real vLLM in a whole stack that loses its API server, its core and its agent in the middle of a
+batch: the oracle finds nothing, and no process of a dead engine is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.faults.oracle import Oracle
+from tests.faults.workload import ENDPOINT, Client, Line, Workload, results_of
+from tests.real_engine import READY_SECONDS, leaked_shared_memory
+
+from batch_gpu_worker.engines import guardian
+from vllm_batch.local.stack import LocalStack
+
+pytestmark = pytest.mark.timeout(1800)
+
+REQUESTS = 64
+SETTINGS = {
+    "engine_max_num_seqs": 8,
+    "in_flight_factor": 1.0,
+    "chunk_requests_max": 16,
+    "flush_results": 4,
+    "flush_seconds": 0.5,
+}
+
+
+def workload(model: str) -> Workload:
+    """Return a batch of slow requests. No digests: real answers do not name their requests."""
+    lines, rows = [], []
+    for number in range(REQUESTS):
+        prompt = [{"role": "user", "content": f"Tell story {number}."}]
+        body = {"model": model, "messages": prompt, "max_tokens": 60, "ignore_eos": True}
+        row = {"custom_id": f"r{number}", "method": "POST", "url": ENDPOINT, "body": body}
+        rows.append(json.dumps(row).encode())
+        lines.append(Line(f"r{number}", "", fails=False))
+    return Workload(lines, b"\n".join(rows) + b"\n")
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.05)
+
+
+def recorded(stack: LocalStack) -> dict[str, Any]:
+    path = stack.settings.home / "run" / "engine-worker-1.json"
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def engine_process(session: int, words: str) -> int:
+    """Return the process of the engine whose command line has ``words``."""
+    return next(
+        pid
+        for pid in guardian.session_members(session)
+        if pid != session and words in Path(f"/proc/{pid}/cmdline").read_text()
+    )
+
+
+async def test_whatever_dies_the_batch_completes_and_no_engine_is_left(tmp_path: Path) -> None:
+    before = leaked_shared_memory()
+    with LocalStack(tmp_path / "home", engine="vllm", settings_overrides=SETTINGS) as stack:
+        client = Client(stack)
+        work = client.submit(workload(stack.model_name))
+        for victim in ("api_server", "EngineCore", "agent"):
+            had = results_of(client.batch(work))
+            client.wait_progress(work, had + 2, READY_SECONDS)
+            session = int(recorded(stack)["guardian"])
+            assert len(guardian.session_members(session)) >= 3
+            held = leaked_shared_memory() - before  # by name: the next engine has its own
+            if victim == "agent":
+                stack.service("worker-1").kill()
+            else:
+                os.kill(engine_process(session, victim), signal.SIGKILL)
+            until(
+                lambda session=session: guardian.session_members(session) == [],  # type: ignore[misc]
+                f"the engine to be gone whose {victim} was killed",
+                20,
+            )
+            until(
+                lambda held=held: not held & leaked_shared_memory(),  # type: ignore[misc]
+                f"the shared memory {sorted(held)} of that engine to be gone",
+                20,
+            )
+            print(f"{victim} killed after {results_of(client.batch(work))} results")
+        batch = client.wait_ended(work, 2 * READY_SECONDS)
+        assert batch.status == "completed"
+        assert batch.request_counts is not None
+        assert batch.request_counts.completed == REQUESTS
+        assert await Oracle(stack, client, [work]).findings() == []
+        last = int(recorded(stack)["guardian"])
+        client.close()
+    until(lambda: guardian.session_members(last) == [], "the last engine to be gone", 20)
