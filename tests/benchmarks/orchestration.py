@@ -72,7 +72,15 @@ def samples(stack: LocalStack) -> dict[str, Sample]:
     return {status.name: sample(status.pid) for status in stack.services() if status.pid}
 
 
-def run_batch(stack: LocalStack, client: OpenAI, path: Path, output: Path, requests: int) -> Run:
+def run_batch(
+    stack: LocalStack,
+    client: OpenAI,
+    path: Path,
+    output: Path,
+    requests: int,
+    *,
+    poll_seconds: float = POLL_SECONDS,
+) -> Run:
     """Upload, create, poll, download; check that every request has its answer."""
     before = samples(stack)
     started = time.perf_counter()
@@ -84,7 +92,7 @@ def run_batch(stack: LocalStack, client: OpenAI, path: Path, output: Path, reque
     while batch.status not in {"completed", "failed", "expired", "cancelled"}:
         if time.perf_counter() - started > DEADLINE_SECONDS:
             raise TimeoutError(f"{batch.status} after {DEADLINE_SECONDS} s: {batch.request_counts}")
-        time.sleep(POLL_SECONDS)
+        time.sleep(poll_seconds)
         batch = client.batches.retrieve(batch.id)
     if batch.status != "completed" or batch.output_file_id is None:
         raise RuntimeError(f"the batch is {batch.status}: {batch.errors}")
