@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import signal
@@ -9,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import hypothesis
 import pytest
+import structlog
 
+from tests import real_label_studio
+from tests.real_label_studio import LabelStudio
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.local.stack import LocalStack
@@ -27,11 +31,30 @@ hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
 
 
-class NatsServer:
-    """A real nats-server on a free port. `kill` and `start` again keep the store."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Collect no garbage while a failure is rendered.
 
-    def __init__(self, directory: Path) -> None:
+    A finalizer that logs a traceback parses source, and CPython 3.11 ends a parse with a
+    SystemError that another one interrupted (``AST constructor recursion depth mismatch``,
+    gh-106905): a failed test then ended the whole run. May go with Python 3.12 as the oldest.
+    """
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+class NatsServer:
+    """A real nats-server on a free port. `kill` and `start` again keep the store.
+
+    ``more``: text for its configuration, such as users.
+    """
+
+    def __init__(self, directory: Path, more: str = "") -> None:
         self._directory = directory
+        self._more = more
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -47,6 +70,7 @@ class NatsServer:
         config.write_text(
             f'listen: "127.0.0.1:{self.port}"\n'
             f'jetstream {{ store_dir: "{self._directory / "store"}", sync_interval: always }}\n'
+            f"{self._more}\n"
         )
         with (self._directory / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([str(binary), "-c", str(config)], stderr=log)
@@ -103,6 +127,14 @@ async def postgres_dsn(postgres_server: LocalStack) -> AsyncIterator[str]:
     await connection.close()
 
 
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabelStudio]:
+    """One real Label Studio for the whole run; tests make projects of their own."""
+    folder = tmp_path_factory.mktemp("label_studio")
+    with real_label_studio.copy_of(real_label_studio.ensure_template(), folder) as server:
+        yield server
+
+
 @pytest.fixture
 def settings(tmp_path: Path, nats_server: NatsServer) -> Settings:
     return Settings(home=tmp_path / "home", nats_url=nats_server.url)
@@ -119,6 +151,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith(("VLLM_BATCH_", "OPENAI_")) and name != "VLLM_BATCH_CACHE":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _logs_stay_unconfigured() -> Iterator[None]:
+    """Configured loggers keep a stream that is closed with the test; the next line would fail."""
+    yield
+    cached = structlog.get_config()["cache_logger_on_first_use"]
+    assert not cached, "run what configures logs in a process of its own"
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from vllm_batch.events import (
     ChunkPlanned,
     ChunkProgressed,
     ChunkReleased,
+    Effort,
     Event,
     FileUploaded,
     JobCancelled,
@@ -26,6 +27,7 @@ from vllm_batch.messaging import subjects
 PROJECT = ProjectId("default")
 START = datetime(2026, 1, 2, 3, 4, 5, 900_000, UTC)
 CREATED = int(START.timestamp())
+NO_EFFORT = Effort()
 
 
 async def append(store: EventStore, *events: Event) -> list[Recorded]:
@@ -75,11 +77,13 @@ def leased(job: str, chunk: int, epoch: int = 1, worker: str = "w1") -> ChunkLea
     return ChunkLeased(job_id=JobId(job), chunk=chunk, epoch=epoch, worker_id=WorkerId(worker))
 
 
-def progressed(job: str, chunk: int, completed: int, failed: int = 0) -> ChunkProgressed:
+def progressed(
+    job: str, chunk: int, completed: int, failed: int = 0, effort: Effort = NO_EFFORT
+) -> ChunkProgressed:
     return ChunkProgressed(
         job_id=JobId(job), chunk=chunk, epoch=1, worker_id=WorkerId("w1"),
         completed=completed, failed=failed, usage=Usage(completed * 5, 1, completed * 2, 0),
-        segment=Segment("s", 1, completed, failed),
+        segment=Segment("s", 1, completed, failed), effort=effort,
     )  # fmt: skip
 
 

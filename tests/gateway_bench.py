@@ -22,6 +22,7 @@ from vllm_batch import api_keys, ids
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.local.stack import LocalStack
+from vllm_batch.messaging import subjects
 from vllm_batch.projections.runner import Projector
 from vllm_batch.settings import Settings
 
@@ -54,6 +55,20 @@ class Gateway:
             _, secret = await api_keys.create(store, project=project or ids.new("project_"))
         await self.wait_until_known(secret)
         return secret
+
+    async def revoke(self, secret: str) -> None:
+        """Revoke a key; returns when it opens nothing any more."""
+        async with self.store() as store:
+            wanted, found = api_keys.digest(secret), None
+            async for batch in store.read(subjects.ALL_API_KEYS):
+                for recorded in batch:
+                    if getattr(recorded.event, "sha256", None) == wanted:
+                        found = recorded.event.aggregate_id()[0]
+            assert found is not None
+            await api_keys.revoke(store, ids.KeyId(found))
+        async with asyncio.timeout(5), self.http(secret) as http:
+            while (await http.get("/files/file-x")).status_code != 401:
+                await asyncio.sleep(0.005)
 
     async def wait_until_known(self, secret: str) -> None:
         async with asyncio.timeout(5), self.http(secret) as http:

@@ -41,6 +41,7 @@ from vllm_batch.messaging import subjects
 from vllm_batch.messaging.consumer import Hint, HintQueue, Outcome
 from vllm_batch.segments import Result, decode_segment, encode_segment, segment_key
 from vllm_batch.settings import Settings
+from vllm_batch.tasks import end
 
 AWAY = (nats.errors.Error, JetStreamError, TimeoutError, ConnectionError)
 NO_POSTGRES = SecretStr("postgresql://nobody@127.0.0.1:1/nowhere")
@@ -91,8 +92,7 @@ async def leading(settings: Settings) -> AsyncIterator[Lead]:
         try:
             yield lead
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await end(task)
 
 
 @asynccontextmanager
@@ -160,9 +160,7 @@ class TinyWorker:
                 yield self
             finally:
                 self.freeze()
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, *self._tasks, return_exceptions=True)
+                await end(*tasks, *self._tasks)
 
     def freeze(self) -> None:
         """Stop beating, taking and working, from one moment to the next."""

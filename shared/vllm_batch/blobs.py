@@ -2,9 +2,9 @@
 
 A thin port over obstore: ``file://`` by default, ``s3://`` ``gs://`` ``az://`` when workers live on
 other machines. Keys are made of our ids and fixed words only: ``files/<file>``,
-``uploads/<upload>/<part>``, ``segments/<job>/<chunk>/<epoch>-<n>``. A put is atomic: the whole blob
-or nothing. On a local disk it is also synced before it returns, because an event may only point to
-what survives a power cut.
+``uploads/<upload>/<part>``, ``segments/<job>/<chunk>/<epoch>-<n>``, ``plans/<job>/<digest>``. A put
+is atomic: the whole blob or nothing. On a local disk it is also synced before it returns, because
+an event may only point to what survives a power cut.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -26,6 +26,13 @@ from vllm_batch.errors import BlobError, BlobMissing, StorageFull
 
 STREAM_BYTES = 1024 * 1024
 _FULL = ("no space left", "storagefull", "quotaexceeded", "disk quota")
+
+
+class DiskUsage(NamedTuple):
+    """Bytes of a file system: all there are, and those that are free."""
+
+    total: int
+    free: int
 
 
 class BlobStore:
@@ -111,6 +118,13 @@ class BlobStore:
         if self._root is not None:
             await asyncio.to_thread(shutil.rmtree, self._root / prefix, ignore_errors=True)
         return len(keys)
+
+    def disk_usage(self) -> DiskUsage | None:
+        """Return size and free bytes of the local disk; None where the store is not local."""
+        if self._root is None:
+            return None
+        usage = shutil.disk_usage(self._root)
+        return DiskUsage(usage.total, usage.free)
 
     def free_bytes(self) -> int | None:
         """Return the bytes left on a local disk; None where the store has no such bound."""

@@ -21,6 +21,10 @@
     │   │   ├── EngineDown           it never got the request: starting or not reachable
     │   │   └── EngineCrashed        it died while it held the request
     │   └── EngineFailed             the engine will not start
+    ├── LabelStudioError             Label Studio refuses what we ask
+    │   └── LabelStudioUnavailable   it does not answer (retryable)
+    ├── ModelRefused                 the API will not have a model answer this, now or later
+    ├── BridgeUnreachable            no Label Studio bridge answers a command (retryable)
     ├── WorkerUnreachable            a worker does not answer a command (retryable)
     └── StackError                   the embedded stack cannot start, with what to do next
 
@@ -166,6 +170,32 @@ class EngineFailed(EngineError):
     """The engine did not start; the message has its last words."""
 
     code = "engine_failed"
+
+
+class LabelStudioError(BatchError):
+    """Label Studio refuses what it was asked; the message has its words."""
+
+    code = "label_studio_error"
+
+
+class LabelStudioUnavailable(LabelStudioError):
+    """Label Studio does not answer, or not now."""
+
+    code = "label_studio_unavailable"
+    retryable = True
+
+
+class ModelRefused(BatchError):
+    """The API will not have a model answer this, now or later; the message is its own."""
+
+    code = "model_refused"
+
+
+class BridgeUnreachable(BatchError):
+    """No Label Studio bridge answered a command, or it could not carry it out now."""
+
+    code = "bridge_unreachable"
+    retryable = True
 
 
 class WorkerUnreachable(BatchError):

@@ -18,7 +18,7 @@ from vllm_batch.aggregates.job import Job, JobStatus
 from vllm_batch.event_store import EventStore
 from vllm_batch.events import ChunkPlanned, Recorded
 from vllm_batch.events.chunk import ChunkEvent
-from vllm_batch.events.job import JobEvent
+from vllm_batch.events.job import JobEvent, JobRetired
 from vllm_batch.fleet import Name, WorkerView
 from vllm_batch.heartbeats import GpuMetrics, Heartbeat
 from vllm_batch.ids import JobId, WorkerId
@@ -132,24 +132,30 @@ async def queues(store: EventStore) -> list[QueueReport]:
     jobs: dict[JobId, Job] = {}
     async for batch in store.read(subjects.ALL_JOBS):
         for recorded in batch:
-            if isinstance(event := recorded.event, JobEvent):
+            event = recorded.event
+            if isinstance(event, JobEvent) and not isinstance(event, JobRetired):
                 jobs[event.job_id] = job_rules.evolve(jobs.get(event.job_id), recorded)
                 if jobs[event.job_id].terminal:
                     del jobs[event.job_id]
     found: dict[str, QueueReport] = {}
     for job_id, job in jobs.items():
         if job.status is JobStatus.RUNNING and job.started is not None:
-            chunks = await _open_chunks(store, job_id)
-            found[job.started.model] = _add(found.get(job.started.model), job.started.model, chunks)
+            for model, chunks in (await _open_chunks(store, job_id)).items():
+                found[model] = _add(found.get(model), model, chunks)
     return sorted(found.values(), key=lambda queue: queue.model)
 
 
-async def _open_chunks(store: EventStore, job_id: JobId) -> list[Chunk]:
+async def _open_chunks(store: EventStore, job_id: JobId) -> dict[str, list[Chunk]]:
+    """Return a job's chunks that have not ended, by their model."""
     chunks: dict[int, Chunk] = {}
     async for batch in store.read(subjects.chunks_of(job_id)):
         for recorded in batch:
             _fold(chunks, recorded)
-    return [chunk for chunk in chunks.values() if not chunk.terminal]
+    found: dict[str, list[Chunk]] = {}
+    for chunk in chunks.values():
+        if not chunk.terminal:
+            found.setdefault(chunk.planned.model, []).append(chunk)
+    return found
 
 
 def _fold(chunks: dict[int, Chunk], recorded: Recorded) -> None:

@@ -12,7 +12,8 @@ from vllm_batch.ids import WorkerId
 
 
 class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One GPU, as NVML sees it. None: the driver does not say."""
+    """One GPU, as NVML sees it. None: the driver does not say. ``energy_joules``: what it has drawn
+    since the driver was loaded."""
 
     index: int
     name: str
@@ -21,6 +22,7 @@ class GpuMetrics(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     utilization_percent: int | None = None
     temperature_celsius: int | None = None
     power_watts: float | None = None
+    energy_joules: float | None = None
 
 
 class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -41,6 +43,7 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     models: list[str] = []
     in_flight: int = 0
     in_flight_max: int = 0
+    online_in_flight: int = 0
     leases: int = 0
     requests_per_second: float = 0.0
     output_tokens_per_second: float = 0.0

@@ -56,8 +56,18 @@ def model_key(model: str) -> ModelKey:
     return ModelKey(hashlib.blake2b(model.encode(), digest_size=8).hexdigest())
 
 
+def project_key(project: str) -> str:
+    """Return the subject token of a project's name."""
+    return hashlib.blake2b(project.encode(), digest_size=8).hexdigest()
+
+
 def worker_key(name: str) -> str:
     """Return the subject token of a worker's name, which lasts longer than its ids."""
+    return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def tool_key(name: str) -> str:
+    """Return the subject token of the name of a tool that reads events."""
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
 
 

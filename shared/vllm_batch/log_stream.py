@@ -11,20 +11,19 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import Iterable, MutableMapping
+from collections.abc import MutableMapping
 from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 import nats.errors
 from nats.aio.client import Client
-from pydantic import SecretStr
 
 from vllm_batch.ids import WorkerId
 from vllm_batch.messaging import subjects
+from vllm_batch.redaction import Redactor
 from vllm_batch.settings import Settings
 
 FILE_BYTES_MAX = 10_000_000
@@ -37,16 +36,6 @@ ENGINE_EVENT = "engine"
 Level = Literal["debug", "info", "warning", "error", "critical"]
 LEVELS: tuple[Level, ...] = ("debug", "info", "warning", "error", "critical")
 
-REDACTED = "[redacted]"
-_SECRET_CHARACTERS_MIN = 4
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-_SECRET = re.compile(
-    r"\bsk-[A-Za-z0-9_\-]{8,}"
-    r"|(?<=Bearer )[^\s\"',;]+"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-    r"|(?:(?<=password=)|(?<=passwd=)|(?<=api_key=)|(?<=api-key=)|(?<=token=))[^\s&\"',;)]+",
-    re.IGNORECASE,
-)
 _OWN_FIELDS = frozenset({"event", "level", "timestamp", "service", "worker"})
 _ENGINE_LEVEL = re.compile(
     r"^(?:\([^)]*\)\s*)*\[?(DEBUG|INFO|WARNING|WARN|ERROR|CRITICAL|FATAL)\b"
@@ -77,53 +66,6 @@ def engine_level(line: str) -> Level:
     if word := found[1]:
         return _ENGINE_LEVELS[word]
     return "warning" if found[3] else "error"
-
-
-def without_ansi(text: str) -> str:
-    """Return ``text`` without colours and other instructions to a terminal."""
-    return _ANSI.sub("", text) if "\x1b" in text else text
-
-
-class Redactor:
-    """Takes secrets out of texts: the settings' own, and what looks like one."""
-
-    def __init__(self, settings: Settings) -> None:
-        known = sorted(_secrets_of(settings), key=len, reverse=True)
-        self._known = re.compile("|".join(map(re.escape, known))) if known else None
-
-    def clean(self, text: str) -> str:
-        """Return ``text`` without terminal colours and secrets."""
-        text = without_ansi(text)
-        if self._known is not None:
-            text = self._known.sub(REDACTED, text)
-        return _SECRET.sub(REDACTED, text)
-
-    def clean_value(self, value: Any) -> Any:
-        """Return a field's value cleaned, with what is in it."""
-        if isinstance(value, str):
-            return self.clean(value)
-        if isinstance(value, SecretStr):
-            return REDACTED
-        if isinstance(value, dict):
-            return {str(name): self.clean_value(inner) for name, inner in value.items()}
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self.clean_value(inner) for inner in value]
-        if value is None or isinstance(value, bool | int | float):
-            return value
-        return self.clean(str(value))
-
-
-def _secrets_of(settings: Settings) -> Iterable[str]:
-    for name in type(settings).model_fields:
-        value = getattr(settings, name)
-        if not isinstance(value, SecretStr):
-            continue
-        secret = value.get_secret_value()
-        # A connection string is no secret as such: the password in it is.
-        if "://" in secret:
-            secret = urlsplit(secret).password or ""
-        if len(secret) >= _SECRET_CHARACTERS_MIN:
-            yield secret
 
 
 class LogStream:

@@ -3,6 +3,9 @@
 Owns nothing. Writes datagrams to the socket that ``NOTIFY_SOCKET`` names; the embedded stack and
 systemd both listen on one. Without the variable a notification goes nowhere, which is right for a
 service that somebody started by hand.
+
+Containers have no such supervisor: there, whoever checks their health looks at how old the file is
+that ``VLLM_BATCH_ALIVE_FILE`` names.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 _MICROSECONDS = 1_000_000
 _PINGS_PER_PERIOD = 3
+_TOUCH_SECONDS = 5.0
 
 
 def notify(**fields: str | int) -> bool:
@@ -44,21 +49,25 @@ async def alive(service: Coroutine[Any, Any, Result]) -> Result:
     """Run ``service`` and tell the supervisor all the while that its event loop turns.
 
     Systemd asks for that with ``WATCHDOG_USEC`` (WatchdogSec= in the unit), and ends a service that
-    falls silent. Without the variable this is ``await service``.
+    falls silent; containers ask for it with ``VLLM_BATCH_ALIVE_FILE``, which is touched every 5
+    seconds. Without either variable this is ``await service``.
     """
-    period = _watchdog_seconds()
-    if period is None:
-        return await service
-    pings = asyncio.create_task(_ping(period / _PINGS_PER_PERIOD))
+    signs = []
+    if (period := _watchdog_seconds()) is not None:
+        signs.append(_every(period / _PINGS_PER_PERIOD, lambda: notify(WATCHDOG=1)))
+    if file := os.environ.get("VLLM_BATCH_ALIVE_FILE"):
+        signs.append(_every(_TOUCH_SECONDS, Path(file).touch))
+    tasks = [asyncio.create_task(sign) for sign in signs]
     try:
         return await service
     finally:
-        pings.cancel()
+        for task in tasks:
+            task.cancel()
 
 
-async def _ping(seconds: float) -> None:
+async def _every(seconds: float, sign: Callable[[], object]) -> None:
     while True:
-        notify(WATCHDOG=1)
+        sign()
         await asyncio.sleep(seconds)
 
 

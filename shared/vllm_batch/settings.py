@@ -1,8 +1,8 @@
 """Every limit and address of the system, named once, with its default.
 
-Read from the environment with the prefix ``VLLM_BATCH_`` and from ``<home>/settings.toml``; the
-environment wins. Built once in a process's main and passed down; nothing reads the environment
-later.
+Read from the environment with the prefix ``VLLM_BATCH_``, from secret files such as
+``/run/secrets/vllm_batch_nats_url`` and from ``<home>/settings.toml``; the first one wins. Built
+once in a process's main and passed down; nothing reads the environment later.
 """
 
 from __future__ import annotations
@@ -16,9 +16,21 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
+    SecretsSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from vllm_batch.setting_groups.admin_ui import AdminUiSettings
+from vllm_batch.setting_groups.http import HttpSettings
+from vllm_batch.setting_groups.inference import InferenceSettings
+from vllm_batch.setting_groups.labelstudio import LabelStudioSettings
+from vllm_batch.setting_groups.limits import LimitSettings
+from vllm_batch.setting_groups.models import ModelSettings
+from vllm_batch.setting_groups.observability import ObservabilitySettings
+from vllm_batch.setting_groups.planning import PlanningSettings
+from vllm_batch.setting_groups.training import TrainingSettings
+from vllm_batch.setting_groups.webhooks import WebhookSettings
 
 MIB = 1024 * 1024
 
@@ -31,7 +43,24 @@ def default_home() -> Path:
     return Path(data) / "vllm-batch"
 
 
-class Settings(BaseSettings):
+def secrets_dir() -> Path:
+    """Where Docker puts secrets, one file each (``VLLM_BATCH_SECRETS_DIR``)."""
+    return Path(os.environ.get("VLLM_BATCH_SECRETS_DIR") or "/run/secrets")
+
+
+class Settings(
+    InferenceSettings,
+    ModelSettings,
+    PlanningSettings,
+    LabelStudioSettings,
+    TrainingSettings,
+    AdminUiSettings,
+    WebhookSettings,
+    LimitSettings,
+    ObservabilitySettings,
+    HttpSettings,
+    BaseSettings,
+):
     """Settings of every process. Units come last in the names; byte sizes are plain bytes."""
 
     model_config = SettingsConfigDict(
@@ -43,6 +72,13 @@ class Settings(BaseSettings):
     nats_url: str = Field(
         "nats://127.0.0.1:4222", description="NATS server, or several, comma-separated"
     )
+    nats_tls_ca: Path | None = Field(
+        None, description="PEM file of the authority that NATS servers are checked by; turns TLS on"
+    )
+    nats_tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate shown to NATS, where it asks for one"
+    )
+    nats_tls_key: Path | None = Field(None, description="PEM file of its key")
     postgres_dsn: SecretStr = Field(
         SecretStr("postgresql://postgres@127.0.0.1:5432/postgres"),
         description="projections' database",
@@ -107,6 +143,11 @@ class Settings(BaseSettings):
     cancel_grace_seconds: float = Field(
         5.0, ge=0, description="time for workers to hand in what is done"
     )
+    batch_retention_seconds: int = Field(
+        0,
+        ge=0,
+        description="a batch and its output are deleted so long after its end; 0: never",
+    )
     segment_retention_seconds: int = Field(
         24 * 3600, ge=0, description="result segments kept after the end"
     )
@@ -162,6 +203,9 @@ class Settings(BaseSettings):
     request_attempts_max: int = Field(5, ge=1, description="tries for transient engine errors")
     retry_backoff_seconds: float = Field(0.5, ge=0, description="first pause; doubles, with jitter")
     retry_backoff_seconds_max: float = Field(30.0, ge=0)
+    retry_after_seconds_max: float = Field(
+        120.0, ge=0, description="longest pause that an engine's Retry-After is given"
+    )
     drain_notice_seconds: float = Field(30.0, ge=0, description="time between SIGTERM and the end")
 
     # Watchdog
@@ -221,7 +265,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, then the environment, then ``<home>/settings.toml``."""
+        """Arguments, then the environment, then secret files, then ``<home>/settings.toml``."""
         home = init_settings().get("home") or default_home()
         toml = TomlConfigSettingsSource(settings_cls, Path(home) / "settings.toml")
-        return init_settings, env_settings, toml
+        folder = secrets_dir()
+        if not folder.is_dir():  # the source warns of a folder that is not there
+            return init_settings, env_settings, toml
+        secret_files = SecretsSettingsSource(settings_cls, secrets_dir=folder)
+        return init_settings, env_settings, secret_files, toml

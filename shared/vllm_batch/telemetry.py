@@ -1,4 +1,7 @@
-"""Structured logs: JSON lines on stderr for services, readable lines on a terminal."""
+"""Structured logs: JSON lines on stderr for services, readable lines on a terminal.
+
+Lines that are written within a trace carry its ids, as ``trace_id`` and ``span_id``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import sys
 
 import structlog
 
+from vllm_batch import tracing
+from vllm_batch.redaction import Redactor
 from vllm_batch.settings import Settings
 
 
@@ -16,8 +21,9 @@ def configure_logs(
     """Send structlog to stderr, one event per line, with the service's name in each.
 
     ``tap`` sees, and may change, every event before it is written. Third-party loggers keep to
-    warnings.
+    warnings. No line has a secret of the settings, or what looks like one.
     """
+    redactor = Redactor(settings)
     renderer: structlog.types.Processor = (
         structlog.dev.ConsoleRenderer()
         if sys.stderr.isatty()
@@ -26,9 +32,11 @@ def configure_logs(
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            _add_trace_ids,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _cleaned_by(redactor),
             *([tap] if tap else []),
             renderer,
         ],
@@ -39,4 +47,35 @@ def configure_logs(
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(service=service)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_CleanFormatter(redactor))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
+class _CleanFormatter(logging.Formatter):
+    """The usual format, without secrets."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__(logging.BASIC_FORMAT)
+        self._redactor = redactor
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        return self._redactor.clean(super().format(record))
+
+
+def _cleaned_by(redactor: Redactor) -> structlog.types.Processor:
+    def clean(
+        _logger: object, _method: str, event: structlog.types.EventDict
+    ) -> structlog.types.EventDict:
+        return {name: redactor.clean_value(value) for name, value in event.items()}
+
+    return clean
+
+
+def _add_trace_ids(
+    _logger: object, _method: str, event: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    if (ids := tracing.ids()) is not None:
+        event["trace_id"], event["span_id"] = ids
+    return event

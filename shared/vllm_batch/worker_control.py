@@ -43,7 +43,32 @@ class Status(_Command, frozen=True, kw_only=True, tag="status"):
     """Answer with a heartbeat of this moment in ``data``."""
 
 
-Command = Restart | ClearGpu | Kill | Status
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a model is made of. ``base``: the name of the model that this one is an adapter of.
+
+    ``source``: Hugging Face id, local folder, or ``blob:<prefix>`` for a folder in the blob store;
+    None: as the worker has it configured.
+    """
+
+    name: str
+    source: str | None = None
+    base: str | None = None
+    engine_args: tuple[str, ...] = ()
+
+
+class Serve(_Command, frozen=True, kw_only=True, tag="serve"):
+    """Serve exactly this base model and these adapters of it from now on.
+
+    Answered at once; what becomes of it is told by ``model.*`` and ``worker.ready``. ``lora``: more
+    adapters may follow, so the engine is started ready for them.
+    """
+
+    base: ModelSpec
+    adapters: tuple[ModelSpec, ...] = ()
+    lora: bool = False
+
+
+Command = Restart | ClearGpu | Kill | Status | Serve
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -65,6 +65,11 @@ def test_only_the_subjects_module_builds_subjects() -> None:
     assert offenders(subject, "shared/vllm_batch/messaging/") == []
 
 
+def test_no_wait_may_swallow_a_cancellation() -> None:
+    """As `asyncio.wait_for` does before Python 3.12; see `vllm_batch.tasks`."""
+    assert offenders(r"asyncio\.wait_for\(", "-") == []
+
+
 def test_only_the_engine_environment_knows_vllm() -> None:
     assert offenders(r"^\s*(import|from) vllm\b", "-") == []
 

@@ -12,6 +12,7 @@ from openai.types import Batch
 from tests.facts import append
 from tests.gateway_bench import Gateway
 
+from vllm_batch import ids
 from vllm_batch.events import (
     ChunkCompleted,
     ChunkLeased,
@@ -25,8 +26,12 @@ from vllm_batch.events import (
     JobStarted,
     JobWindowClosed,
     LineError,
+    ModelFailed,
+    ModelRegistered,
     Segment,
     Usage,
+    WorkerReady,
+    WorkerStarted,
 )
 from vllm_batch.ids import FileId, JobId, WorkerId
 
@@ -44,10 +49,16 @@ async def create(client: openai.AsyncOpenAI, **changes: Any) -> Batch:
     return await client.batches.create(**wanted)
 
 
-def planned(job: str, chunk: int = 0, count: int = 4) -> ChunkPlanned:
+def registered(name: str) -> ModelRegistered:
+    return ModelRegistered(
+        model_key=ids.model_key(name), name=name, source="models/x", requested_by="test"
+    )
+
+
+def planned(job: str, chunk: int = 0, count: int = 4, *, model: str = "m") -> ChunkPlanned:
     return ChunkPlanned(
         job_id=JobId(job), chunk=chunk, blob="files/x", offset=0, length=1, first_line=1,
-        count=count, endpoint=ENDPOINT, model="m",
+        count=count, endpoint=ENDPOINT, model=model,
     )  # fmt: skip
 
 
@@ -74,7 +85,7 @@ async def test_a_new_batch_has_every_field(client: openai.AsyncOpenAI) -> None:
         "in_progress_at": None, "expires_at": batch.created_at + 86_400, "finalizing_at": None,
         "completed_at": None, "failed_at": None, "expired_at": None, "cancelling_at": None,
         "cancelled_at": None, "request_counts": {"total": 0, "completed": 0, "failed": 0},
-        "usage": None, "metadata": {"run": "1"},
+        "usage": None, "metadata": {"run": "1"}, "vllm_batch": {"waiting_for": []},
     }  # fmt: skip
     assert await client.batches.retrieve(batch.id) == batch
     assert (await client.batches.list()).data == [batch]
@@ -322,6 +333,44 @@ async def test_projects_do_not_see_each_other(api: Gateway, client: openai.Async
         assert (await stranger.files.list()).data == []
         own = await create(stranger, extra_headers={"Idempotency-Key": "k"})
         assert own.id != batch.id
+
+
+async def test_a_batch_says_which_models_it_waits_for_and_why(
+    api: Gateway, client: openai.AsyncOpenAI
+) -> None:
+    served, asleep, broken, unregistered = (f"{ids.new('m_')}" for _ in range(4))
+    batch = await create(client, metadata={"allow_mixed_models": "true"})
+    worker = WorkerId(ids.new("worker_"))
+    async with api.store() as store:
+        await append(
+            store,
+            WorkerStarted(worker_id=worker, name="gpu-1", host="h", pid=1, engine="e", version="1"),
+            WorkerReady(worker_id=worker, models=[served], in_flight_max=1),
+        )
+        for name in (served, asleep, broken):
+            await append(store, registered(name))
+        await append(
+            store,
+            ModelFailed(
+                model_key=ids.model_key(broken), reason="it is too large", worker_id=worker,
+                worker_name="gpu-1",
+            ),
+        )  # fmt: skip
+        for number, model in enumerate((served, asleep, broken, unregistered, asleep)):
+            await append(store, planned(batch.id, number, model=model))
+        await append(store, JobStarted(job_id=JobId(batch.id), total=20, chunks=5, model=served))
+    waiting: list[dict[str, Any]] = []
+    async with asyncio.timeout(5):
+        while not waiting:  # until the read models are there
+            batch = await client.batches.retrieve(batch.id)
+            waiting = batch.to_dict()["vllm_batch"]["waiting_for"]  # type: ignore[index]
+    assert [(one["model"], one["requests"]) for one in waiting] == [
+        (asleep, 8), (broken, 4), (unregistered, 4),
+    ]  # fmt: skip
+    assert f"vllm-batch model load {asleep}" in waiting[0]["message"]
+    assert "gpu-1: it is too large" in waiting[1]["message"]
+    assert "Start one" in waiting[2]["message"]
+    assert (await client.batches.list()).data == [batch]
 
 
 async def test_the_input_of_a_running_batch_is_kept(

@@ -63,6 +63,8 @@ class SmallServer:
         if not body.get("messages"):
             error = {"message": "no messages", "type": "invalid_request_error", "code": 400}
             return web.json_response({"error": error}, status=400)
+        if body.get("user") == "too fast":
+            return web.json_response({}, status=429, headers={"Retry-After": "7"})
         if body.get("max_tokens", 0) > 500:
             self.entered.set()
             try:
@@ -135,6 +137,13 @@ class TestOpenAI(EngineContract):
     async def test_the_servers_request_id_is_kept(self, engine: Engine) -> None:
         answer = await engine.complete("/v1/completions", b'{"prompt":"x"}')
         assert answer.request_id == "req-from-the-server"
+
+    async def test_the_servers_pause_is_read(self, engine: Engine) -> None:
+        body = msgspec.json.encode({"messages": [{}], "user": "too fast"})
+        answer = await engine.complete("/v1/chat/completions", body)
+        assert (answer.status, answer.retry_seconds) == (429, 7.0)
+        async with engine.stream("/v1/chat/completions", body) as begun:
+            assert (begun.status, begun.retry_seconds) == (429, 7.0)
 
     async def test_giving_up_a_call_ends_it_on_the_server(
         self, engine: Engine, server: SmallServer

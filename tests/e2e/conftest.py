@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ ENDPOINT = "/v1/chat/completions"
 ENDED = {"completed", "failed", "expired", "cancelled"}
 MIB = 1024 * 1024
 LARGEST_FILE_BYTES = 12 * MIB
+LOG_LINES = 60
 
 
 @dataclass
@@ -63,6 +64,20 @@ class Round:
         return [json.loads(line) for line in self.client.files.content(file_id).iter_lines()]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[Any]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the end of the worker's log beside a failure: why an engine died stands nowhere else."""
+    report = yield
+    given = getattr(item, "funcargs", {}).values()
+    for user in given if report.failed else ():
+        if isinstance(user, Round):
+            lines = user.stack.service("worker-1").log_text().splitlines()
+            report.sections.append(("worker log", "\n".join(lines[-LOG_LINES:])))
+    return report
+
+
 def jsonl(lines: Sequence[dict[str, Any]]) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
@@ -79,4 +94,26 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
     with LocalStack(home, engine="simulated", settings_overrides=overrides) as stack:
         client = openai.OpenAI(base_url=stack.api_url, api_key=stack.api_key, max_retries=0)
         with client:
+            yield Round(stack, client)
+
+
+@pytest.fixture(scope="session")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
+    """Real vLLM, started once, as a user starts it who also wants tool calls, on a machine without
+    a C++ compiler and without anything that one has compiled."""
+    folder = tmp_path_factory.mktemp("a real home")
+    overrides = {
+        "engine_args": (
+            "--enforce-eager", "--max-model-len", "1024",
+            "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
+        ),
+        "heartbeat_seconds": 0.5,
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", str(folder / "no compiler"))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled"))
+        with (
+            LocalStack(folder / "stack", engine="vllm", settings_overrides=overrides) as stack,
+            openai.OpenAI(base_url=stack.api_url, api_key=stack.api_key, max_retries=0) as client,
+        ):
             yield Round(stack, client)

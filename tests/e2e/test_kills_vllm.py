@@ -1,16 +1,19 @@
 """Real vLLM in a whole stack that loses its API server, its core and its agent in the middle of a
-batch: the oracle finds nothing, and no process of a dead engine is left."""
+batch and of an online stream: the oracle finds nothing, the stream ends in an error, and no process
+of a dead engine is left."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from tests.faults.oracle import Oracle
 from tests.faults.workload import ENDPOINT, Client, Line, Workload, results_of
@@ -41,6 +44,33 @@ def workload(model: str) -> Workload:
         rows.append(json.dumps(row).encode())
         lines.append(Line(f"r{number}", "", fails=False))
     return Workload(lines, b"\n".join(rows) + b"\n")
+
+
+class OnlineStream(threading.Thread):
+    """Reads a long answer; ``content`` is what has come of it."""
+
+    def __init__(self, stack: LocalStack) -> None:
+        super().__init__(daemon=True)
+        self.content = b""
+        self._stack = stack
+        self.start()
+
+    def run(self) -> None:
+        headers = {"authorization": f"Bearer {self._stack.api_key}"}
+        prompt = [{"role": "user", "content": "Tell a long story."}]
+        body = {"model": self._stack.model_name, "messages": prompt, "stream": True,
+                "max_tokens": 900, "ignore_eos": True}  # fmt: skip
+        url = f"{self._stack.api_url}/chat/completions"
+        with httpx2.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+            for piece in answer.iter_raw():
+                self.content += piece
+
+    def error(self, seconds: float) -> Any:
+        """Return the error that the answer ends with; the engine may have said it itself."""
+        self.join(seconds)
+        assert not self.is_alive(), "the stream hangs"
+        events = self.content.removesuffix(b"data: [DONE]\n\n").strip().split(b"\n\n")
+        return json.loads(events[-1].removeprefix(b"data: "))["error"]
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float) -> None:
@@ -77,6 +107,8 @@ async def test_whatever_dies_the_batch_completes_and_no_engine_is_left(tmp_path:
             session = int(recorded(stack)["guardian"])
             assert len(guardian.session_members(session)) >= 3
             held = leaked_shared_memory() - before  # by name: the next engine has its own
+            stream = OnlineStream(stack)
+            until(lambda stream=stream: stream.content.count(b"\n\n") > 2, "a stream", 60)  # type: ignore[misc]
             if victim == "agent":
                 stack.service("worker-1").kill()
             else:
@@ -91,6 +123,7 @@ async def test_whatever_dies_the_batch_completes_and_no_engine_is_left(tmp_path:
                 f"the shared memory {sorted(held)} of that engine to be gone",
                 20,
             )
+            assert stream.error(30)["message"]
             print(f"{victim} killed after {results_of(client.batch(work))} results")
         batch = client.wait_ended(work, 2 * READY_SECONDS)
         assert batch.status == "completed"

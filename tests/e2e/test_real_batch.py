@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import openai
 import pytest
 from tests.e2e.conftest import Round, jsonl
-
-from vllm_batch.local.stack import LocalStack
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Round]:
-    home = tmp_path_factory.mktemp("a home") / "stack"
-    with LocalStack(home, engine="vllm") as stack:
-        client = openai.OpenAI(base_url=stack.api_url, api_key=stack.api_key, max_retries=0)
-        with client:
-            yield Round(stack, client)
 
 
 def text_of(row: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from vllm_batch.events import (
     ChunkPlanned,
     ChunkProgressed,
     ChunkReleased,
+    Effort,
     Event,
     JobCancelled,
     JobCancelRequested,
@@ -29,12 +30,14 @@ from vllm_batch.events import (
     JobExpired,
     JobFailed,
     JobFinalizing,
+    JobRetired,
     JobStarted,
     JobStuck,
     JobSubmitted,
     JobWindowClosed,
     Recorded,
     Usage,
+    WorkerLost,
 )
 from vllm_batch.ids import JobId
 
@@ -44,6 +47,7 @@ _BARE_COMMANDS: dict[type[Event], job_rules.Command] = {
     JobCancelRequested: job_rules.Cancel(),
     JobWindowClosed: job_rules.CloseWindow(),
     JobFinalizing: job_rules.Finalize(),
+    JobRetired: job_rules.Retire(),
 }
 
 
@@ -54,10 +58,17 @@ class History:
         self.jobs: dict[JobId, Job] = {}
         self.chunks: dict[ChunkName, Chunk] = {}
         self.violations: list[str] = []
+        self.lost_alive: set[int] = set()
+        """Sequences of the `worker.lost` of workers that were heard of again."""
+        self._lost: dict[str, int] = {}
 
     def replay(self, log: Iterable[Recorded]) -> None:
         """Take in ``log``, in its order."""
         for recorded in log:
+            if isinstance(recorded.event, WorkerLost):
+                self._lost[recorded.event.worker_id] = recorded.seq
+            elif (lost := self._lost.pop(recorded.source, None)) is not None:
+                self.lost_alive.add(lost)
             noun = recorded.event.TYPE.partition(".")[0]
             if noun == "chunk":
                 self._chunk(recorded)
@@ -137,17 +148,23 @@ class History:
 def chunk_command(before: Chunk | None, event: Event) -> chunk_rules.Command:
     """Return the command that ``event`` must have come from."""
     used = before.usage if before else Usage()
+    took = before.effort if before else Effort()
     match event:
         case ChunkPlanned():
             return chunk_rules.Plan(event)
         case ChunkLeased():
             return chunk_rules.Lease(event.worker_id)
         case ChunkProgressed():
-            return chunk_rules.Record(event.epoch, event.segment, minus(event.usage, used))
+            return chunk_rules.Record(
+                event.epoch, event.segment, minus(event.usage, used), less(event.effort, took)
+            )
         case ChunkCompleted():
-            return chunk_rules.Complete(event.epoch, event.segment, minus(event.usage, used))
+            return chunk_rules.Complete(
+                event.epoch, event.segment, minus(event.usage, used), less(event.effort, took)
+            )
         case ChunkReleased():
-            return chunk_rules.Release(event.epoch, event.reason)
+            aborted = Effort() if event.effort is None else less(event.effort, took)
+            return chunk_rules.Release(event.epoch, event.reason, aborted)
         case ChunkClosed():
             return chunk_rules.Close(event.reason)
     raise AssertionError(f"{event.TYPE} is none of a chunk's events")
@@ -190,4 +207,13 @@ def minus(total: Usage, before: Usage) -> Usage:
         total.cached_tokens - before.cached_tokens,
         total.output_tokens - before.output_tokens,
         total.reasoning_tokens - before.reasoning_tokens,
+    )
+
+
+def less(total: Effort, before: Effort) -> Effort:
+    """Return what was added to ``before``."""
+    return Effort(
+        total.engine_seconds - before.engine_seconds,
+        total.gpu_seconds - before.gpu_seconds,
+        total.energy_joules - before.energy_joules,
     )

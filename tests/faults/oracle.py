@@ -42,8 +42,12 @@ class Oracle:
     works: Sequence[Workload]
     journal: Path | None = None
 
-    async def findings(self, *, kills: int = 0) -> list[str]:
-        """Return every broken promise, after ``kills`` deaths of workers or engines."""
+    async def findings(self, *, kills: int = 0, silences: bool = False) -> list[str]:
+        """Return every broken promise, after ``kills`` deaths of workers or engines.
+
+        ``silences``: the log was away, so that workers that live may have been taken for lost,
+        which costs as much as a death.
+        """
         found: list[str] = []
         settings = self.stack.settings
         for service in self.stack.services():  # the last kill may have been a moment ago
@@ -56,7 +60,8 @@ class Oracle:
             found += await segments(settings, history)
             found += await self._read_models(store, settings)
         found += self._ended(history)
-        found += self._recomputed(settings, kills)
+        silent = len(history.lost_alive) if silences else 0
+        found += self._recomputed(settings, kills, silent)
         return found
 
     def _files(self, work: Workload) -> list[str]:
@@ -86,7 +91,7 @@ class Oracle:
             f"the table {t.table} is not what the log says" for t in found.tables if not t.identical
         ]
 
-    def _recomputed(self, settings: Settings, kills: int) -> list[str]:
+    def _recomputed(self, settings: Settings, kills: int, silent: int) -> list[str]:
         if self.journal is None:
             return []
         counts = executions(self.journal)
@@ -94,9 +99,11 @@ class Oracle:
         found = [f"the engine ran {digest}, which nobody sent" for digest in counts.keys() - sent]
         again = sum(max(0, ran - sent[digest]) for digest, ran in counts.items())
         in_flight = int(settings.engine_max_num_seqs * settings.in_flight_factor)
-        allowed = kills * (in_flight + settings.flush_results)
+        allowed = (kills + silent) * (in_flight + settings.flush_results)
         if again > allowed:
-            found.append(f"{again} requests ran again; {kills} kills allow {allowed}")
+            found.append(
+                f"{again} requests ran again; {kills} kills and {silent} silences allow {allowed}"
+            )
         return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,9 @@ from vllm_batch.events import (
     Recorded,
     Segment,
     Usage,
+    WorkerLost,
 )
-from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.ids import EventId, JobId, WorkerId
 from vllm_batch.segments import Result
 
 JOB = "batch_1"
@@ -116,6 +118,24 @@ async def test_counts_that_do_not_add_up_are_named() -> None:
     found = await judged([*GOOD[:-1], finished(9)])
     assert any("add up" in text for text in found)
     assert any("is not total" in text for text in found)
+
+
+def test_a_worker_heard_of_after_it_was_lost_was_alive() -> None:
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    history = History()
+    history.replay(
+        Recorded(seq, EventId(f"evt_{seq}"), at, source, event)
+        for seq, (source, event) in enumerate(
+            [
+                ("orchestrator", WorkerLost(worker_id=WorkerId("w1"), reason="silent")),
+                ("orchestrator", WorkerLost(worker_id=WorkerId("w2"), reason="silent")),
+                ("w2", submitted("batch_2")),
+                ("w2", submitted("batch_3")),
+            ],
+            start=1,
+        )
+    )
+    assert history.lost_alive == {2}
 
 
 def rows(work: Workload, numbers: list[int]) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ from vllm_batch.errors import StackError
 REQUESTS = 20_000
 KILL_EVERY_SECONDS = 2.0
 ENDED_SECONDS_MAX = 120.0
-# Two that always run, and one nobody has seen: its number is in the test's name and output; put
-# here, it runs again.
-SEEDS = [1, 2, random.SystemRandom().randrange(1_000_000)]
+# Two that always run, and one nobody has seen: its number is in the test's output; put here, it
+# runs again.
+SEEDS = [1, 2, None]
 # 20,000 requests of 0.25 s, 256 in flight: 20 s alone, so some ten kills.
 FAST = {"engine_max_num_seqs": 64, "chunk_requests_max": 500, "simulated_latency_seconds": 0.25}
 
@@ -40,8 +40,11 @@ def kill_until_ended(bench: Bench, work: Workload, chance: random.Random) -> lis
     raise TimeoutError(f"the batch has not ended; killed {killed}")
 
 
-@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed}")
-async def test_a_process_killed_every_two_seconds(start_bench: StartBench, seed: int) -> None:
+@pytest.mark.parametrize("seed", SEEDS, ids=lambda seed: f"seed-{seed or 'any'}")
+async def test_a_process_killed_every_two_seconds(
+    start_bench: StartBench, seed: int | None
+) -> None:
+    seed = seed or random.SystemRandom().randrange(3, 1_000_000)
     print(f"seed {seed}")
     bench = start_bench(workers=2, orchestrators=2, **FAST)
     work = bench.submit(f"kills{seed}", REQUESTS)
@@ -51,4 +54,4 @@ async def test_a_process_killed_every_two_seconds(start_bench: StartBench, seed:
     assert batch.status == "completed"
     assert len(killed) >= 3
     workers = sum(name.startswith("worker") for name in killed)
-    assert await bench.oracle.findings(kills=workers) == []
+    assert await bench.oracle.findings(kills=workers, silences=True) == []

@@ -43,11 +43,8 @@ async def wait_takeover(bench: Bench, after: int) -> Recorded:
 
 
 async def test_a_dead_workers_chunk_goes_on_within_four_seconds(start_bench: StartBench) -> None:
-    # A chunk that is given back waits its turn behind those that were offered before it: four a
-    # worker by default, which took the one survivor 3 s here. So few are offered ahead.
-    bench = start_bench(
-        workers=2, lease_seconds=2.0, simulated_latency_seconds=0.2, release_window_chunks=1
-    )
+    # With all that is offered ahead by default: what is given back goes before it.
+    bench = start_bench(workers=2, lease_seconds=2.0, simulated_latency_seconds=0.2)
     work = bench.submit("dead", 4000)
     bench.client.wait_progress(work, 500)
     dead = bench.stack.service("worker-1")

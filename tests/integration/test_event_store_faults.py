@@ -7,13 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
+from nats.js.errors import APIError
 from tests.conftest import NatsServer
 
 from vllm_batch.errors import Conflict, EventStoreUnavailable
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.events import ChunkPlanned, Recorded
-from vllm_batch.ids import JobId
+from vllm_batch.ids import JobId, new_event_id
 from vllm_batch.settings import Settings
 
 EVENTS = 600
@@ -67,6 +68,30 @@ async def test_killing_the_server_loses_no_acknowledged_event_and_repeats_none(
     assert len(in_log) == EVENTS
     assert {event.id: event.seq for event in recorded} == {event.id: event.seq for event in in_log}
     assert [event.seq for event in seen] == [event.seq for event in in_log]
+
+
+async def test_a_server_that_dies_before_it_can_say_who_was_first(
+    event_store: JetStreamEventStore, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retry after a lost acknowledgement is refused; the look at what is there finds nobody."""
+    look, looks = event_store._last_of, 0
+
+    async def look_at_the_dead(subject: str, refusal: APIError) -> Recorded | None:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            nats_server.kill()
+            asyncio.get_running_loop().call_later(0.5, nats_server.start)
+        return await look(subject, refusal)
+
+    monkeypatch.setattr(event_store, "_last_of", look_at_the_dead)
+    event_id = new_event_id()
+    first = await event_store.append(planned(0), expected=0, event_id=event_id)
+    again = await event_store.append(planned(0), expected=0, event_id=event_id)
+    assert again.seq == first.seq
+    assert looks > 1
+    with pytest.raises(Conflict):
+        await event_store.append(planned(0), expected=0)
 
 
 async def test_a_frozen_server_is_waited_for_and_then_reported(

@@ -76,6 +76,7 @@ def test_a_detached_stack_serves_until_it_is_stopped(home: Path) -> None:
     found = status(home)
     assert found["state"] == "ready"
     names = {"nats", "postgres", "api", "orchestrator", "watchdog", "worker-1", "worker-2"}
+    names |= {"labelstudio-bridge", "admin-ui"}
     assert {service["name"] for service in found["services"]} == names
     assert {service["state"] for service in found["services"]} == {"ready"}
     pids = [service["pid"] for service in found["services"]]
@@ -189,7 +190,7 @@ def test_logs_of_a_service_can_be_read(home: Path) -> None:
     lines = run("logs", "nats", "--home", home, "--tail", "3", "--json").stdout.splitlines()
     assert [set(json.loads(line)) for line in lines] == [{"line"}] * 3
     done = run("logs", "nots", "--home", home, expect=4)
-    assert "there are: api, nats, orchestrator" in done.stderr
+    assert "there are: admin-ui, api, labelstudio-bridge, nats, orchestrator" in done.stderr
 
 
 def test_the_demo_answers_through_the_official_client(home: Path) -> None:

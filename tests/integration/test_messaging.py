@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.conftest import NatsServer
 
-from vllm_batch import ids
+from vllm_batch import ids, tasks
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.ids import JobId
 from vllm_batch.messaging import subjects, topology
 from vllm_batch.messaging.consumer import Hint, HintQueue, Outcome
-from vllm_batch.messaging.leadership import Leadership
+from vllm_batch.messaging.leadership import Leadership, leader_of
 from vllm_batch.settings import Settings
 
 KEY = ids.model_key("a model / with $odd chars.*>")
@@ -94,8 +94,7 @@ class Candidate:
             self.leading = False
 
     async def stop(self) -> None:
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
+        await tasks.end(self.task)
 
 
 @asynccontextmanager
@@ -136,3 +135,30 @@ async def test_a_lease_that_lapses_ends_the_duty(
         await asyncio.to_thread(nats_server.start)
         await until(lambda: first.leading or second.leading)
         assert not (first.leading and second.leading)
+
+
+async def test_who_is_told_twice_to_stop_resigns_all_the_same(
+    event_store: JetStreamEventStore, settings: Settings
+) -> None:
+    patient = settings.model_copy(update={"leader_lease_seconds": 60.0})
+    ending, ended = asyncio.Event(), asyncio.Event()
+
+    async def duty() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ending.set()
+            await ended.wait()
+
+    leadership = Leadership(event_store.js, patient, role="slow", owner="me")
+    leading = asyncio.create_task(leadership.run(duty))
+    async with asyncio.timeout(15):
+        while await leader_of(event_store.js, "slow") != "me":
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(0)  # the duty begins
+        leading.cancel()
+        await ending.wait()
+        leading.cancel()  # as `tasks.end` does after a while
+        await asyncio.wait({leading})
+    assert await leader_of(event_store.js, "slow") is None
+    ended.set()

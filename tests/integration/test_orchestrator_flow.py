@@ -6,18 +6,22 @@ Postgres is away in all of them: nothing here needs it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from itertools import pairwise
 from typing import Any
 
 import pytest
+from nats.js.errors import NotFoundError
 from tests.conftest import NatsServer
+from tests.facts import append
 from tests.orchestrator_bench import NO_POSTGRES, LogBench, TinyWorker, leading, until
 from tests.unit.orchestrator.bench import request, worker_ready
 
 from batch_gateway.orchestrator import scheduler
+from vllm_batch import ids
 from vllm_batch.aggregates.job import Cancel, JobStatus
 from vllm_batch.event_store.jetstream import JetStreamEventStore
-from vllm_batch.events import ChunkLeased, FileCreated, WorkerLost
+from vllm_batch.events import ChunkLeased, FileCreated, ModelRegistered, WorkerLost
 from vllm_batch.ids import JobId, WorkerId
 from vllm_batch.messaging import subjects, topology
 from vllm_batch.settings import Settings
@@ -71,6 +75,60 @@ async def test_batches_run_to_their_files(
     assert len(leases) == 4 * 6, "every chunk was leased once"
 
 
+def mixed(count: int, *models: str) -> bytes:
+    return b"".join(request(f"r-{n}", model=models[n % len(models)]) for n in range(count))
+
+
+async def test_a_batch_of_several_models_runs_on_the_workers_of_each(
+    bench: LogBench, settings: Settings
+) -> None:
+    """One model has an alias, one is registered and gets its worker late: that part waits."""
+    await append(
+        bench.store,
+        ModelRegistered(
+            model_key=ids.model_key("late"), name="late", source="models/late", aliases=["best"],
+            requested_by="test",
+        ),
+    )  # fmt: skip
+    early, late = TinyWorker(settings, "worker_early"), TinyWorker(settings, "worker_late")
+    async with leading(settings), early.working(models=["m"]):
+        content = mixed(60, "m", "best", "late")
+        job_id = (await bench.submit("j", content, metadata={"allow_mixed_models": "true"})).job_id
+        async with asyncio.timeout(20):
+            while sum(c.completed for c in await bench.chunks(job_id)) < 20:
+                await asyncio.sleep(0.01)
+        assert (await bench.job(job_id)).status is JobStatus.RUNNING
+        async with late.working(models=["late"]):
+            job = await bench.reach(job_id)
+    assert job.status is JobStatus.COMPLETED
+    assert job.ended is not None
+    assert await ids_in(bench, job.ended.output_file_id) == [f"r-{n}" for n in range(60)]
+    plans = [chunk.planned for chunk in await bench.chunks(job_id)]
+    assert {(plan.model, plan.alias) for plan in plans} == {
+        ("m", None), ("late", "best"), ("late", None),
+    }  # fmt: skip
+    assert {number for _, number in early.leased} == {
+        plan.chunk for plan in plans if plan.model == "m"
+    }
+
+
+async def test_a_model_nobody_knows_fails_with_those_that_are_known(
+    bench: LogBench, settings: Settings
+) -> None:
+    await append(
+        bench.store,
+        ModelRegistered(
+            model_key=ids.model_key("asleep"), name="asleep", source="models/x", requested_by="test"
+        ),
+    )
+    async with leading(settings), TinyWorker(settings).working(models=["m"]):
+        job = await bench.reach((await bench.submit("j", mixed(3, "unknown"))).job_id)
+    assert job.status is JobStatus.FAILED
+    assert job.failed is not None
+    assert job.failed.errors[0].code == "model_not_found"
+    assert "'asleep', 'm'" in job.failed.errors[0].message
+
+
 async def test_ten_lines_behind_many_are_served_next(
     bench: LogBench, event_store: JetStreamEventStore, settings: Settings
 ) -> None:
@@ -92,25 +150,34 @@ async def test_ten_lines_behind_many_are_served_next(
     assert waited <= 60
 
 
-async def test_offers_keep_to_the_window(
+async def test_offers_keep_to_the_window_and_a_newcomer_is_in_it(
     bench: LogBench, event_store: JetStreamEventStore, settings: Settings
 ) -> None:
+    window = settings.release_window_chunks
     await worker_ready(event_store, "worker_lazy")
     for job in ("a", "b"):
         await bench.submit(job, content(job, 200))
     async with leading(settings.model_copy(update={"lease_seconds": 60})):
-        await until_messages(event_store, settings.release_window_chunks)
+        await until_messages(event_store, window)
         small = (await bench.submit("c", content("c", 10))).job_id
-        await bench.reach(small, JobStatus.RUNNING)
-        assert await messages(event_store) == settings.release_window_chunks
+        async with asyncio.timeout(10):
+            while small.encode() not in b"".join(await hints(event_store)):
+                await asyncio.sleep(0.01)
+        await until_messages(event_store, window)  # what made way is offered again
+        # Nothing is leased: each job gets one hint before any gets its second.
+        assert small.encode() in b"".join((await hints(event_store))[:3])
         await worker_ready(event_store, "worker_lazy_too")
-        await until_messages(event_store, 2 * settings.release_window_chunks)
-        hints = [
-            (await event_store.js.get_msg(topology.WORK, seq)).data
-            for seq in range(settings.release_window_chunks + 1, 2 * settings.release_window_chunks)
-        ]
-    # Of the two large jobs, the one that was planned first may have the whole window.
-    assert small.encode() in hints[0] + hints[1], "jobs that have nothing under way are next"
+        await until_messages(event_store, 2 * window)
+
+
+async def hints(store: JetStreamEventStore) -> list[bytes]:
+    """Return the hints that are out, the oldest first."""
+    state = (await store.js.stream_info(topology.WORK)).state
+    found = []
+    for seq in range(state.first_seq, state.last_seq + 1):
+        with contextlib.suppress(NotFoundError):  # withdrawn, or just taken
+            found.append((await store.js.get_msg(topology.WORK, seq)).data or b"")
+    return found
 
 
 async def messages(store: JetStreamEventStore) -> int:

@@ -177,10 +177,13 @@ def peak_rss(pid: int) -> int:
 
 
 def test_validating_200_mb_takes_constant_memory() -> None:
-    """Validation alone, without what a service needs besides."""
+    """Validation and cutting alone, without what a service needs besides."""
     script = """
         import asyncio, resource, sys
+        from batch_gateway.orchestrator.arranging import arrange
+        from batch_gateway.orchestrator.cutting import Layout
         from batch_gateway.orchestrator.line_blocks import line_blocks
+        from batch_gateway.orchestrator.model_names import RecordedNames
         from batch_gateway.orchestrator.validation import Validator
         from vllm_batch.events.chunk import Cut
         from vllm_batch.settings import Settings
@@ -194,13 +197,14 @@ def test_validating_200_mb_takes_constant_memory() -> None:
                 yield b"".join(LINE % n for n in range(start, start + 250))
 
         async def main():
-            validator = Validator(
-                Settings(), endpoint=URL, cut=Cut(256, 8 << 20), is_known=lambda _: True
-            )
+            validator = Validator(Settings(), endpoint=URL, names=RecordedNames({}), mixed=False)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             async for block in line_blocks(pieces(), line_bytes_max=1 << 24):
                 validator.feed(block)
-            pieces_ = validator.finish().pieces
+            validator.finish()
+            order = arrange(validator.index, prefix_gain_min=0.1)
+            layout = Layout(validator.index, order)
+            pieces_ = layout.pieces(layout.counts(Cut(256, 8 << 20)))
             assert validator.valid and validator.count == 50_000 and len(pieces_) > 1
             print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 

@@ -51,6 +51,7 @@ from vllm_batch.projections import from_log, runner
 from vllm_batch.projections.read_models import ReadModels
 from vllm_batch.projections.runner import Projector
 from vllm_batch.settings import Settings
+from vllm_batch.tasks import end
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ async def projecting(store: MemoryEventStore, settings: Settings) -> AsyncIterat
         async with ReadModels.connect(settings) as models:
             yield models
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:

@@ -3,17 +3,13 @@ what is asked of it everywhere."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import tarfile
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.docker_engine import DockerEngine, docker_engine
 from tests.facts import append
 from tests.integration.test_watchdog_process import watchdog_process
 from tests.worker_bench import until
@@ -25,78 +21,16 @@ from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
 IMAGE = "stand-in:1"
-ENGINE_SECONDS = 30.0
-
-
-class DockerEngine:
-    """An engine of the tests' own, with its own data and socket."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environment = {**os.environ, "DOCKER_HOST": f"unix://{folder}/sock"}
-        arguments = (
-            "--data-root", f"{folder}/data", "--exec-root", f"{folder}/exec",
-            "--pidfile", f"{folder}/pid", "-H", f"unix://{folder}/sock",
-            "--iptables=false", "--ip6tables=false", "--bridge=none",
-        )  # fmt: skip
-        with (folder / "log").open("wb") as log:
-            self.process = subprocess.Popen(("dockerd", *arguments), stdout=log, stderr=log)
-
-    def docker(self, *arguments: str) -> str:
-        done = subprocess.run(
-            ("docker", *arguments), env=self.environment, capture_output=True, text=True,
-            check=False, timeout=60,
-        )  # fmt: skip
-        if done.returncode != 0:
-            raise RuntimeError(done.stderr)
-        return done.stdout.strip()
-
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + ENGINE_SECONDS
-        while True:
-            try:
-                self.docker("version")
-            except RuntimeError:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)  # the condition is at another process
-            else:
-                return
-
-    def started_at(self, container: str) -> str:
-        """Return when the container's process was started; empty while it does not run."""
-        state = self.docker("inspect", "--format", "{{.State.Running}} {{.State.StartedAt}}",
-                            container)  # fmt: skip
-        running, _, started = state.partition(" ")
-        return started if running == "true" else ""
-
-    def stop(self) -> None:
-        if containers := self.docker("ps", "-aq").split():
-            self.docker("rm", "-f", *containers)
-        self.process.terminate()
-        self.process.wait(30)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[DockerEngine]:
-    if os.geteuid() != 0 or not shutil.which("dockerd") or not shutil.which("docker"):
-        pytest.skip("no Docker engine can be started here")
-    folder = Path(tempfile.mkdtemp(prefix="dockerd-"))  # a socket's path must be short
-    started = DockerEngine(folder)
-    try:
-        try:
-            started.wait_ready()
-        except RuntimeError as error:
-            pytest.skip(f"the Docker engine does not start here: {error}")
-        archive = folder / "image.tar"
+    with docker_engine() as started:
+        archive = started.folder / "image.tar"
         with tarfile.open(archive, "w") as tar:  # one static program is all it takes
             tar.add(Path(sys.executable).with_name("nats-server"), "server")
         started.docker("import", str(archive), IMAGE)
         yield started
-    finally:
-        if started.process.poll() is None:
-            started.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -126,6 +126,7 @@ def notify_socket(tmp_path: Path) -> Iterator[socket.socket]:
         yield listener
 
 
+@pytest.mark.usefixtures("event_store")  # a gateway has made the streams
 @pytest.mark.parametrize(
     "module", [("batch_watchdog",), ("batch_gateway", "orchestrator"), ("batch_gpu_worker",)]
 )

@@ -168,6 +168,7 @@ async def test_a_python_that_is_not_there_is_given_up(vllm_settings: Settings) -
     await engine.stop()
 
 
+@pytest.mark.usefixtures("event_store")  # a gateway has made the streams
 async def test_no_engine_outlives_a_worker_however_it_ends(
     vllm_settings: Settings, nats_server: NatsServer
 ) -> None:
@@ -184,6 +185,7 @@ async def test_no_engine_outlives_a_worker_however_it_ends(
         await until(lambda below=below: gone(below), 30)
 
 
+@pytest.mark.usefixtures("event_store")  # a gateway has made the streams
 async def test_what_an_earlier_worker_left_is_killed_first(
     vllm_settings: Settings, nats_server: NatsServer
 ) -> None:

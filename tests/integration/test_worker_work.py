@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import msgspec
@@ -17,7 +18,9 @@ from tests.worker_bench import (
 from vllm_batch.aggregates.chunk import ChunkStatus
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.events import (
+    ChunkCompleted,
     ChunkReleased,
+    Effort,
     JobWindowClosed,
     Segment,
     Usage,
@@ -64,6 +67,45 @@ async def test_every_request_has_one_result_and_usage_adds_up(
     assert {chunk.epoch for chunk in chunks} == {1}
 
 
+async def test_what_jobs_took_adds_up_to_the_time_in_which_the_engine_had_work(
+    bench: WorkerBench, settings: Settings
+) -> None:
+    """Two jobs at once, failed requests and tries too: a second of the engine is paid for once."""
+    lines = [line_of(f"r{n}", chat(f"[[sim:sleep=0.2]] {n}")) for n in range(40)]
+    lines[5] = line_of("r5", chat("[[sim:400]]"))
+    few = changed(settings, engine_max_num_seqs=8, in_flight_factor=1)
+    async with running_agent(few):
+        began = time.monotonic()
+        jobs = [await bench.submit(lines, chunk_requests=10) for _ in range(2)]
+        for job in jobs:
+            await bench.completed(job)
+        passed = time.monotonic() - began
+    took = [
+        sum((chunk.effort for chunk in (await bench.chunks(job)).values()), Effort())
+        for job in jobs
+    ]
+    total = took[0].engine_seconds + took[1].engine_seconds
+    assert 80 * 0.2 / 8 * 0.9 < total <= passed
+    assert min(one.engine_seconds for one in took) > total / 4
+    assert took[0].gpu_seconds == 0  # the simulated engine uses none
+
+
+async def test_what_a_cancelled_job_took_is_on_record_too(
+    bench: WorkerBench, settings: Settings
+) -> None:
+    async with running_agent(settings) as running:
+        lines = [line_of(f"r{n}", chat("[[sim:sleep=60]]")) for n in range(3)]
+        job = await bench.submit(lines)
+        await until(lambda: running.agent.admission.in_engine == 3)
+        began = time.monotonic()
+        await until(lambda: time.monotonic() - began > 0.5)
+        await bench.cancel(job)
+        await until(lambda: len(running.agent.holdings) == 0)
+    chunk = await bench.chunk(job)
+    assert chunk.status is ChunkStatus.READY
+    assert 0.5 <= chunk.effort.engine_seconds < 30
+
+
 async def test_a_hint_that_comes_twice_is_worked_on_once(
     bench: WorkerBench, settings: Settings
 ) -> None:
@@ -92,7 +134,12 @@ async def test_a_small_job_gets_in_beside_a_large_one(
         before = running.agent.admission.answered
         await bench.completed(small)
         assert running.agent.admission.answered - before < 200
-        assert (await bench.chunk(big, 19)).status is not ChunkStatus.COMPLETED
+        await bench.completed(big)
+    ends = {
+        recorded.event.aggregate_id(): recorded.seq
+        for recorded in await bench.events(subjects.every(ChunkCompleted))
+    }
+    assert ends[small, "0"] < ends[big, "19"]
 
 
 async def test_what_an_earlier_owner_recorded_is_not_computed_again(

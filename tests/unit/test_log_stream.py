@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from vllm_batch import log_stream
 from vllm_batch.ids import WorkerId
-from vllm_batch.log_stream import LogLine, LogStream, Redactor, engine_level, without_ansi
+from vllm_batch.log_stream import LogLine, LogStream, engine_level
+from vllm_batch.redaction import Redactor, without_ansi
 from vllm_batch.settings import Settings
 
 ME = WorkerId("worker_0123456789abcdef01234567")

@@ -56,3 +56,15 @@ async def test_cancelling_the_whole_ends_every_part() -> None:
     with pytest.raises(asyncio.CancelledError):
         await whole
     assert ended == ["stubborn", "stubborn"]
+
+
+async def test_whoever_is_cancelled_while_it_ends_others_ends_them_all_the_same() -> None:
+    ended: list[str] = []
+    inner = asyncio.create_task(stubborn(3, ended))
+    await asyncio.sleep(0)
+    ending = asyncio.create_task(tasks.end(inner))
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert ended == ["stubborn"]

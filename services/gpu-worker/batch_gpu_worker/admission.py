@@ -81,7 +81,7 @@ class Admission:
             and (request := self._holdings.take()) is not None
         ):
             self.in_flight += 1
-            task = loop.create_task(self._run(request))
+            task = loop.create_task(self._run(request), context=request.chunk.trace.context)
             request.chunk.running.add(task)
         if self._holdings.waiting < self.hungry_below:
             self.hungry.set()
@@ -120,6 +120,11 @@ class Admission:
         for chunk in self._holdings:
             if not chunk.running and chunk.unanswered:
                 self.end(chunk, reason)
+
+    def reopen(self) -> None:
+        """Begin requests again after `close`."""
+        self._closing = None
+        self.pump()
 
     async def _run(self, request: Request) -> None:
         chunk = request.chunk

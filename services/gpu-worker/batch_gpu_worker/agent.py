@@ -13,12 +13,15 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 
-from batch_gpu_worker.admission import Admission, in_flight_max
+from batch_gpu_worker.admission import Admission
 from batch_gpu_worker.checkpoint import Checkpointer
 from batch_gpu_worker.control import Control
+from batch_gpu_worker.effort import EffortMeter
+from batch_gpu_worker.emptying import run_empty
 from batch_gpu_worker.engine_monitor import EngineMonitor
 from batch_gpu_worker.engines.base import Engine
 from batch_gpu_worker.gpu import GpuMeter
@@ -28,25 +31,28 @@ from batch_gpu_worker.intake import Intake
 from batch_gpu_worker.job_endings import JobEndings
 from batch_gpu_worker.lease import ReleaseReason
 from batch_gpu_worker.lease_endings import LeaseEndings
+from batch_gpu_worker.measuring import WorkerMeasuring, WorkerMeters
+from batch_gpu_worker.model_folders import ModelFolders
+from batch_gpu_worker.model_set import ModelSet
+from batch_gpu_worker.online import OnlineDesk
+from batch_gpu_worker.online_load import OnlineLoad
 from batch_gpu_worker.presence import Presence
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
+from batch_gpu_worker.serving import Serving
 from batch_gpu_worker.ward import Ward
-from vllm_batch import ids
+from vllm_batch import ids, tasks
 from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import Clock
-from vllm_batch.errors import EngineUnavailable
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.ids import JobId, WorkerId
 from vllm_batch.log_stream import LogStream
+from vllm_batch.metrics.exposition import Exposition
 from vllm_batch.notify import notify
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 DUTY_PAUSE_SECONDS = 1.0
-MODELS_PAUSE_SECONDS = 0.5
-DRAIN_LOOK_SECONDS = 0.02
-CANCEL_SECONDS = 2.0
 HAND_IN_SECONDS = 10.0
 """At most this much of the drain notice is kept for handing in and for stopping the engine."""
 
@@ -87,8 +93,11 @@ class Agent:
         worker_id: WorkerId,
         rng: random.Random,
         logs: LogStream | None = None,
+        exposition: Exposition | None = None,
     ) -> None:
         self.worker_id = worker_id
+        self._exposition = exposition or Exposition("gpu-worker")
+        meters = WorkerMeters(self._exposition.registry)
         self._settings = settings
         self._store = store
         self._engine = engine
@@ -96,20 +105,22 @@ class Agent:
         self._presence = Presence(store, worker_id)
         self._endings = JobEndings()
         self._checkpointer = Checkpointer(
-            blobs, self.holdings, settings, on_durable=self._on_durable, on_lost=self._on_lost
-        )
+            blobs, self.holdings, settings,
+            on_durable=self._on_durable, on_lost=self._on_lost, metrics=meters.work,
+        )  # fmt: skip
         self._time_limit = TimeLimit(settings.request_timeout_seconds, clock.monotonic)
-        ward, gpus = Ward(engine), GpuMeter()
-        self.admission = Admission(
-            self.holdings,
-            RequestRunner(engine, settings, self._time_limit, rng, ward),
-            self._checkpointer,
-            settings,
+        ward, gpus, load = Ward(engine), GpuMeter(), OnlineLoad()
+        effort = EffortMeter(load, clock.monotonic)
+        runner = RequestRunner(
+            engine, settings, self._time_limit, rng, ward, effort=effort, metrics=meters.work
         )
+        self.admission = Admission(self.holdings, runner, self._checkpointer, settings)
         self.monitor = EngineMonitor(
             engine, self.admission, ward, settings,
-            worker_id=worker_id, clock=clock, gpus=gpus, record=self._presence.note,
+            worker_id=worker_id, clock=clock, gpus=gpus, online=load, record=self._presence.note,
+            metrics=meters.engine,
         )  # fmt: skip
+        self._measuring = self._new_measuring(meters, load, gpus)
         engine.on_death = self.monitor.note_death
         self._intake = Intake(
             store, store.js, blobs, self.holdings, self.admission,
@@ -119,14 +130,43 @@ class Agent:
         self._heartbeats = HeartbeatSender(
             store.connection.client, settings, worker_id=worker_id, engine=engine,
             admission=self.admission, holdings=self.holdings, clock=clock,
-            monitor=self.monitor, gpus=gpus, logs=logs,
+            monitor=self.monitor, gpus=gpus, effort=effort, online=load, logs=logs,
+        )  # fmt: skip
+        self._online = self._new_online_desk(ward, load, meters)
+        serving = Serving(
+            self._intake, self.admission, self.holdings, self._presence, self._heartbeats,
+            online=self._online, settings=settings,
+        )  # fmt: skip
+        self.models = ModelSet(
+            engine, self.monitor, serving, ModelFolders(blobs, settings.home), store,
+            worker_id=worker_id, worker_name=settings.worker_name, monotonic=clock.monotonic,
         )  # fmt: skip
         self._control = Control(
-            engine, self.monitor, gpus, self._heartbeats,
+            engine, self.monitor, gpus, self._heartbeats, self.models,
             worker_id=worker_id, name=settings.worker_name, record=self._presence.note,
         )  # fmt: skip
         self._duties: list[asyncio.Task[None]] = []
         self._losses: set[asyncio.Task[None]] = set()
+
+    def _new_online_desk(self, ward: Ward, load: OnlineLoad, meters: WorkerMeters) -> OnlineDesk:
+        def searching_or_emptying() -> bool:
+            blaming = ward.quarantine.active or (ward.closed and self.admission.in_flight > 0)
+            return blaming or self.monitor.emptying
+
+        return OnlineDesk(
+            self._store.connection.client, self._engine, self._settings,
+            worker_id=self.worker_id, load=load, withheld=searching_or_emptying,
+            metrics=meters.work,
+        )  # fmt: skip
+
+    def _new_measuring(
+        self, meters: WorkerMeters, load: OnlineLoad, gpus: GpuMeter
+    ) -> WorkerMeasuring:
+        return WorkerMeasuring(
+            meters, store=self._store, engine=self._engine, monitor=self.monitor,
+            admission=self.admission, checkpointer=self._checkpointer, holdings=self.holdings,
+            online=load, gpus=gpus,
+        )  # fmt: skip
 
     async def run(self, stop: StopSignal) -> int:
         """Work until asked to stop; return the process's exit status (1: the engine failed)."""
@@ -134,9 +174,11 @@ class Agent:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self._engine.stop)
             stack.push_async_callback(self._end_duties)
+            stack.enter_context(self._exposition.on_scrape(self._measuring.refresh))
             await self._announce()
             client = self._store.connection.client
             await stack.enter_async_context(self._control.listening(client, stop.ask_restart))
+            await self.models.prepare()
             await self._engine.start()
             self._begin("heartbeat", self._heartbeats.run)
             self._begin("engine events", self.monitor.announce)
@@ -155,9 +197,7 @@ class Agent:
                 await self._fail(stop)
                 return 1
             finally:
-                for task in (failure, asked, working):
-                    task.cancel()
-                await asyncio.gather(failure, asked, working, return_exceptions=True)
+                await _end_tasks(failure, asked, working)
 
     async def _wait_failed(self) -> None:
         """Wait until the engine cannot be started, or dies whatever it is given."""
@@ -185,28 +225,20 @@ class Agent:
     async def _work(self, stack: AsyncExitStack) -> None:
         """Once the engine is ready, take work for ever."""
         await self._engine.ready.wait()
-        models = await self._models()
         client = self._store.connection.client
         await stack.enter_async_context(self._endings.listening(client))
         lease_endings = LeaseEndings(self.holdings, self._checkpointer.check_lease)
         await stack.enter_async_context(lease_endings.listening(client))
+        await stack.enter_async_context(self._online.listening())
+        self._begin("online", self._online.run)
         self._begin("checkpoint", self._checkpointer.run)
         self._begin("time limit", self._look_at_time)
         self._begin("engine monitor", self.monitor.run)
-        await self._presence.ready(models, in_flight_max(self._settings))
-        self._heartbeats.models, self._heartbeats.phase = models, "ready"
-        await self._heartbeats.send()
-        notify(READY=1, STATUS=f"serving {', '.join(models)}")
-        log.info("ready", models=models, in_flight_max=in_flight_max(self._settings))
-        await _duty("intake", lambda: self._intake.run(models))
-
-    async def _models(self) -> list[str]:
-        while True:
-            try:
-                return await self._engine.models()
-            except EngineUnavailable as error:
-                log.warning("the engine names no models yet", error=str(error))
-            await asyncio.sleep(MODELS_PAUSE_SECONDS)
+        self._heartbeats.phase = "ready"
+        await self.models.begin()
+        await tasks.first_to_end(
+            _duty("intake", self._intake.run), _duty("models", self.models.run)
+        )
 
     async def _look_at_time(self) -> None:
         while True:
@@ -221,24 +253,21 @@ class Agent:
         else:
             notify(STOPPING=1, STATUS="draining")
         self._heartbeats.phase = "failed" if reason == "engine_failed" else "draining"
-        loop = asyncio.get_running_loop()
-        end = loop.time() + notice_seconds
+        end = asyncio.get_running_loop().time() + notice_seconds
         finish = end - min(HAND_IN_SECONDS, notice_seconds / 3)
-        closing = asyncio.create_task(self._intake.close())
-        self.admission.close(reason)
-        while self.admission.in_flight and loop.time() < finish and not stop.hurry:  # noqa: ASYNC110
-            await asyncio.sleep(DRAIN_LOOK_SECONDS)
         try:
             async with asyncio.timeout_at(end):
-                while not closing.done() or len(self.holdings):
-                    for chunk in self.holdings:
-                        self.admission.end(chunk, reason)
-                    await asyncio.sleep(DRAIN_LOOK_SECONDS)
+                await asyncio.gather(
+                    self._online.finish(until=finish, hurried=lambda: stop.hurry),
+                    run_empty(
+                        self._intake, self.admission, self.holdings, reason,
+                        finish=finish, hurried=lambda: stop.hurry,
+                    ),
+                )  # fmt: skip
                 await self._presence.stopped(reason)
+                await self.models.end("worker_stopped" if reason == "drained" else "engine_failed")
         except TimeoutError:
             log.error("ending without having handed in everything", chunks=len(self.holdings))
-        finally:
-            closing.cancel()
         log.info("drained")
 
     async def _fail(self, stop: StopSignal) -> None:
@@ -276,17 +305,10 @@ class Agent:
             self.admission.end(chunk, reason)
 
 
-async def _end_tasks(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks and wait for them; once may not be enough.
-
-    Before Python 3.12 `asyncio.wait_for` swallows a cancel that comes together with its result.
-    """
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=CANCEL_SECONDS)
-    await asyncio.gather(*tasks, return_exceptions=True)  # what they raised is of no interest now
+async def _end_tasks(*ended: asyncio.Future[Any]) -> None:
+    """End tasks; what they raised is of no interest now."""
+    await tasks.end(*ended)
+    await asyncio.gather(*ended, return_exceptions=True)
 
 
 async def _duty(name: str, run: Callable[[], Awaitable[None]]) -> None:

@@ -7,8 +7,7 @@ import msgspec
 from batch_gpu_worker.engines.base import error_body
 from vllm_batch.events import Usage
 
-_QUOTED_STREAM = b'"stream'
-_STREAMING = ("stream", "stream_options")
+_NOT_FOR_BATCHES = frozenset({"stream", "stream_options", "priority"})
 _TEXT_CHARACTERS_MAX = 2000
 
 
@@ -44,14 +43,23 @@ class NotAnAnswer(ValueError):
     """The engine's body is not a JSON object in UTF-8."""
 
 
-def without_streaming(body: bytes) -> bytes:
-    """Return a request body that asks for one whole answer; the other values stay byte for byte."""
-    if _QUOTED_STREAM not in body:
+def fit_for_batch(body: bytes) -> bytes:
+    """Return a request body that asks for one whole answer, and takes the turn that all batch
+    requests take; the other values stay byte for byte."""
+    # Letters of a name may be escaped: \u0070riority is no less a priority.
+    if b'"stream' not in body and b'"priority"' not in body and b"\\u00" not in body:
         return body
     fields = _object_decoder.decode(body)
-    if not any(name in fields for name in _STREAMING):
+    if _NOT_FOR_BATCHES.isdisjoint(fields):
         return body
-    return msgspec.json.encode({k: v for k, v in fields.items() if k not in _STREAMING})
+    return msgspec.json.encode({k: v for k, v in fields.items() if k not in _NOT_FOR_BATCHES})
+
+
+def asking_for(model: str, body: bytes) -> bytes:
+    """Return a request body that names ``model``; the other values stay byte for byte."""
+    fields = _object_decoder.decode(body)
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 def usage_of(body: bytes) -> Usage:

@@ -12,11 +12,13 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from batch_gpu_worker.holdings import HeldChunk, Holdings
 from vllm_batch.blobs import BlobStore
 from vllm_batch.errors import BlobError, EventStoreError, Rejected
-from vllm_batch.events import Segment, Usage
+from vllm_batch.events import Effort, Segment, Usage
+from vllm_batch.metrics.worker import WorkerMetrics
 from vllm_batch.segments import Result, encode_segment, segment_key
 from vllm_batch.settings import Settings
 
@@ -24,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 RETRY_SECONDS = 0.5
 RETRY_SECONDS_MAX = 10.0
-_NOTHING_USED = Usage()
+_NOTHING_USED, _NO_EFFORT = Usage(), Effort()
 
 
 class Checkpointer:
@@ -38,6 +40,7 @@ class Checkpointer:
         *,
         on_durable: Callable[[], None],
         on_lost: Callable[[HeldChunk], None],
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.undurable = 0
         self._blobs = blobs
@@ -46,6 +49,7 @@ class Checkpointer:
         self._flush_results = settings.flush_results
         self._on_durable = on_durable
         self._on_lost = on_lost
+        self._metrics = metrics or WorkerMetrics(CollectorRegistry())
         self._dirty: dict[HeldChunk, None] = {}
         self._unflushed = 0
         self._any = asyncio.Event()
@@ -60,7 +64,10 @@ class Checkpointer:
         if len(chunk.results) == 1:
             self._dirty[chunk] = None
             self._any.set()
-        if self._unflushed >= self._flush_results or chunk.unanswered == 0:
+        if chunk.unanswered == 0:
+            chunk.trace.answered()
+            self._urgent.set()
+        elif self._unflushed >= self._flush_results:
             self._urgent.set()
 
     def hand_in(self, chunk: HeldChunk) -> None:
@@ -87,10 +94,11 @@ class Checkpointer:
             self._unflushed = 0
             self._any.clear()
             self._urgent.clear()
-            if len(dirty) == 1:
-                await self._flush_chunk(next(iter(dirty)))
-            else:
-                await asyncio.gather(*(self._flush_chunk(chunk) for chunk in dirty))
+            with self._metrics.flush_duration.time():
+                if len(dirty) == 1:
+                    await self._flush_chunk(next(iter(dirty)))
+                else:
+                    await asyncio.gather(*(self._flush_chunk(chunk) for chunk in dirty))
 
     async def check_leases(self) -> None:
         """Look for other leases that are lost, before more work is put into them."""
@@ -119,20 +127,24 @@ class Checkpointer:
             why=str(why),
         )  # fmt: skip
         chunk.gone = True
+        chunk.trace.end("lease_lost")
+        self._metrics.leases_lost.inc()
         self.undurable -= len(chunk.results)
         chunk.results = []
         self._holdings.remove(chunk)
         self._on_lost(chunk)
 
     async def _flush_chunk(self, chunk: HeldChunk) -> None:
-        results, usage = chunk.results, chunk.usage
-        chunk.results, chunk.usage = [], _NOTHING_USED
+        results, usage, effort = chunk.results, chunk.usage, chunk.effort
+        chunk.results, chunk.usage, chunk.effort = [], _NOTHING_USED, _NO_EFFORT
         if chunk.gone:
             self.undurable -= len(results)
             return
         due = chunk.due
         try:
-            await self._hand_in(chunk, results, usage, complete=chunk.unanswered == 0)
+            complete = chunk.unanswered == 0
+            with chunk.trace.current():
+                await self._hand_in(chunk, results, usage, effort, complete=complete)
         except Rejected as error:
             self.undurable -= len(results)
             self._lose(chunk, error)
@@ -140,16 +152,25 @@ class Checkpointer:
         except BaseException:
             # Unforeseen: the results go with the next flush.
             chunk.results, chunk.usage = results + chunk.results, usage + chunk.usage
+            chunk.effort += effort
             self.hand_in(chunk)
             raise
         self.undurable -= len(results)
+        self._metrics.count(chunk.model, results, usage)
         if due:
             chunk.gone = True
+            chunk.trace.end(chunk.ending or "completed")
             self._holdings.remove(chunk)
         self._on_durable()
 
     async def _hand_in(
-        self, chunk: HeldChunk, results: list[Result], usage: Usage, *, complete: bool
+        self,
+        chunk: HeldChunk,
+        results: list[Result],
+        usage: Usage,
+        effort: Effort,
+        *,
+        complete: bool,
     ) -> None:
         """Store and record, as often as it takes. Raises Rejected when the lease is lost."""
         lease, ending = chunk.lease, chunk.ending
@@ -160,15 +181,16 @@ class Checkpointer:
                 if results and segment is None:
                     segment = await self._store(chunk, results)
                 if complete:
-                    return await lease.complete(segment, usage)
+                    return await lease.complete(segment, usage, effort)
                 if segment is not None:
-                    await lease.record(segment, usage)
+                    await lease.record(segment, usage, effort)
                 if ending is not None:
-                    await lease.release(ending)
+                    await lease.release(ending, effort if segment is None else _NO_EFFORT)
                 return None
             except (EventStoreError, BlobError) as error:
                 pause = min(RETRY_SECONDS * 2**attempt, RETRY_SECONDS_MAX)
                 attempt += 1
+                self._metrics.handing_in_failures.inc()
                 log.error(
                     "results cannot be handed in yet", job=chunk.job_id, chunk=chunk.number,
                     results=len(results), code=error.code, error=str(error), retry_seconds=pause,
@@ -180,5 +202,6 @@ class Checkpointer:
         data = encode_segment(results)
         await self._blobs.put(key, data)
         chunk.segments_written += 1
+        self._metrics.segment_bytes.inc(len(data))
         failed = sum(result.failed for result in results)
         return Segment(blob=key, bytes=len(data), completed=len(results) - failed, failed=failed)

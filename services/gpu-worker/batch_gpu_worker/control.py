@@ -25,6 +25,7 @@ from batch_gpu_worker.engines.base import Engine
 from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.heartbeat import HeartbeatSender
+from batch_gpu_worker.model_set import ModelSet
 from vllm_batch.errors import BatchError
 from vllm_batch.events import (
     Event,
@@ -39,6 +40,7 @@ from vllm_batch.worker_control import (
     Kill,
     Reply,
     Restart,
+    Serve,
     Status,
     subjects_of,
 )
@@ -61,6 +63,7 @@ class Control:
         monitor: EngineMonitor,
         gpus: GpuMeter,
         heartbeats: HeartbeatSender,
+        models: ModelSet,
         *,
         worker_id: WorkerId,
         name: str,
@@ -70,6 +73,7 @@ class Control:
         self._monitor = monitor
         self._gpus = gpus
         self._heartbeats = heartbeats
+        self._models = models
         self._worker_id = worker_id
         self._name = name
         self._record = record
@@ -117,6 +121,8 @@ class Control:
         if isinstance(command, Status):
             heartbeat = await self._heartbeats.now()
             return Reply(ok=True, message=heartbeat.state, data=msgspec.to_builtins(heartbeat))
+        if isinstance(command, Serve):
+            return self._models.want(command)
         if self._busy.locked():
             return Reply(ok=False, message="another command is being carried out")
         async with self._busy:

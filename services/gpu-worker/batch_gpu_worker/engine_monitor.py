@@ -15,16 +15,20 @@ from contextlib import ExitStack
 
 import psutil
 import structlog
+from prometheus_client import CollectorRegistry
 
 from batch_gpu_worker.admission import Admission
 from batch_gpu_worker.engines.base import Engine
+from batch_gpu_worker.engines.choice import Chosen
 from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.gpu import GpuMeter
+from batch_gpu_worker.online_load import OnlineLoad
 from batch_gpu_worker.ward import Ward
 from vllm_batch.clock import Clock
 from vllm_batch.errors import EngineFailed, EngineUnavailable
 from vllm_batch.events import Event, WorkerEngineRestarted
 from vllm_batch.ids import WorkerId
+from vllm_batch.metrics.worker import EngineMetrics
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -52,17 +56,21 @@ class EngineMonitor:
         worker_id: WorkerId,
         clock: Clock,
         gpus: GpuMeter,
+        online: OnlineLoad,
         record: Callable[[Event], Awaitable[None]],
+        metrics: EngineMetrics | None = None,
     ) -> None:
         self.restarts = 0
         self.rss_bytes = 0
         self._engine = engine
         self._admission = admission
+        self._online = online
         self._ward = ward
         self._worker_id = worker_id
         self._clock = clock
         self._gpus = gpus
         self._record = record
+        self._metrics = metrics or EngineMetrics(CollectorRegistry())
         self._frozen_seconds = settings.engine_frozen_seconds
         self._canary_seconds = settings.engine_canary_seconds
         self._rss_bytes_max = settings.engine_rss_bytes_max
@@ -77,21 +85,30 @@ class EngineMonitor:
         self._emptying: ExitStack | None = None
 
     @property
+    def emptying(self) -> bool:
+        """Whether the engine is to run empty, because it will be replaced."""
+        return self._emptying is not None
+
+    @property
     def progress_age_seconds(self) -> float:
         """Seconds since the last sign of progress while the engine holds a request, else 0."""
-        if not self._admission.in_engine or not self._engine.ready.is_set():
+        if not self._in_engine or not self._engine.ready.is_set():
             return 0.0
         return max(0.0, self._clock.monotonic() - self._progressed_at)
 
     def note_death(self, death: Death) -> None:
         """Take note of an engine's end, before the next one starts."""
+        self._metrics.restarts.labels(death.reason).inc()
+        if death.reason == "swapped":
+            self._ward.engine_died(blame=False)
+            return
         self.restarts += 1
         tell = log.error if death.reason in _TROUBLE else log.warning
         tell(
             "the engine ended",
             reason=death.reason,
             detail=death.detail,
-            in_flight=self._admission.in_engine,
+            in_flight=self._in_engine,
         )
         blame = death.reason in _BLAMED
         if death.reason == "out_of_memory":
@@ -156,9 +173,26 @@ class EngineMonitor:
             finally:
                 self._engine.resume()
 
+    async def swap(self, chosen: Chosen) -> None:
+        """End the engine, which should be empty, and have it run another model.
+
+        Raises:
+            EngineFailed: it cannot run it, in its last words; it goes back to the one before.
+        """
+
+        async def choose() -> None:
+            self._engine.choose(chosen)
+
+        await self.replace(Death("swapped", f"for {chosen.base.name}"), choose)
+        await self._engine.settled()
+
+    @property
+    def _in_engine(self) -> int:
+        return self._admission.in_engine + self._online.in_flight
+
     def _count_in_vain(self, death: Death) -> None:
         """It is no request's fault when none at all is answered any more."""
-        answers = self._admission.engine_answers
+        answers = self._admission.engine_answers + self._online.answered
         if answers != self._answers_at_death:
             self._answers_at_death, self._in_vain = answers, 0
         self._in_vain += death.reason in _TROUBLE
@@ -171,8 +205,8 @@ class EngineMonitor:
                 tokens = await self._engine.progress()
         except (EngineUnavailable, TimeoutError):
             tokens = self._seen[0]
-        seen = (tokens, self._admission.answered)
-        if seen != self._seen or not self._admission.in_engine:
+        seen = (tokens, self._admission.answered + self._online.answered)
+        if seen != self._seen or not self._in_engine:
             self._seen = seen
             self._progressed_at = self._clock.monotonic()
 
@@ -195,7 +229,8 @@ class EngineMonitor:
             log.warning("the engine is too large", bytes=self.rss_bytes, limit=self._rss_bytes_max)
             self._emptying = ExitStack()
             self._emptying.enter_context(self._admission.paused())
-        if self._emptying is None or (too_large and self._admission.in_flight):
+        busy = self._admission.in_flight + self._online.in_flight
+        if self._emptying is None or (too_large and busy):
             return
         emptying, self._emptying = self._emptying, None
         with emptying:

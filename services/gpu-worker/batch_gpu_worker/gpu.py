@@ -14,7 +14,7 @@ from vllm_batch.heartbeats import GpuMetrics
 log = structlog.get_logger(__name__)
 
 Value = TypeVar("Value")
-_MILLIWATTS_PER_WATT = 1000
+_MILLIWATTS_PER_WATT = _MILLIJOULES_PER_JOULE = 1000
 
 
 class GpuMeter:
@@ -87,6 +87,7 @@ class GpuMeter:
         memory = _if_supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
         rates = _if_supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
         power = _if_supported(lambda: pynvml.nvmlDeviceGetPowerUsage(handle))
+        energy = _if_supported(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
         return GpuMetrics(
             index=index,
             name=name if isinstance(name, str) else name.decode(),
@@ -95,6 +96,7 @@ class GpuMeter:
             utilization_percent=int(rates.gpu) if rates is not None else None,
             temperature_celsius=_temperature(handle),
             power_watts=power / _MILLIWATTS_PER_WATT if power is not None else None,
+            energy_joules=energy / _MILLIJOULES_PER_JOULE if energy is not None else None,
         )
 
 

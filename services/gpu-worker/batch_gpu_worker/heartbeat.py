@@ -14,10 +14,12 @@ import structlog
 from nats.aio.client import Client
 
 from batch_gpu_worker.admission import Admission
+from batch_gpu_worker.effort import EffortMeter, EngineGpus, engine_gpus
 from batch_gpu_worker.engine_monitor import EngineMonitor, rss, rss_with_children
 from batch_gpu_worker.engines.base import Engine
 from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.holdings import Holdings
+from batch_gpu_worker.online_load import OnlineLoad
 from vllm_batch.clock import Clock
 from vllm_batch.heartbeats import GpuMetrics, Heartbeat
 from vllm_batch.ids import WorkerId
@@ -46,6 +48,8 @@ class HeartbeatSender:
         clock: Clock,
         monitor: EngineMonitor,
         gpus: GpuMeter,
+        effort: EffortMeter,
+        online: OnlineLoad,
         logs: LogStream | None,
     ) -> None:
         self.phase: State = "starting"
@@ -59,6 +63,8 @@ class HeartbeatSender:
         self._clock = clock
         self._monitor = monitor
         self._gpus = gpus
+        self._effort = effort
+        self._online = online
         self._logs = logs
         self._measured = (clock.monotonic(), 0, 0)
 
@@ -85,6 +91,7 @@ class HeartbeatSender:
         admission = self._admission
         engine_pid = self._engine.pid
         own, engines, gpus = await asyncio.to_thread(self._read_machine, engine_pid)
+        self._effort.observe(self._of_engine(gpus))
         now = self._clock.monotonic()
         before, answered, tokens = self._measured
         self._measured = (now, admission.answered, admission.output_tokens)
@@ -101,6 +108,7 @@ class HeartbeatSender:
             models=self.models,
             in_flight=admission.in_flight,
             in_flight_max=admission.in_flight_max,
+            online_in_flight=self._online.in_flight,
             leases=len(self._holdings),
             requests_per_second=(admission.answered - answered) / seconds,
             output_tokens_per_second=(admission.output_tokens - tokens) / seconds,
@@ -118,6 +126,14 @@ class HeartbeatSender:
         if self.phase == "ready" and not self._engine.ready.is_set():
             return "starting"  # its engine restarts
         return self.phase
+
+    def _of_engine(self, gpus: list[GpuMetrics]) -> EngineGpus:
+        chosen = self._engine.chosen
+        settings = self._settings
+        if settings.engine != "vllm" or settings.engine_variant == "cpu" or chosen is None:
+            return EngineGpus()  # it is elsewhere, or uses none
+        arguments = (*settings.engine_args, *chosen.base.engine_args)
+        return engine_gpus(arguments, os.environ, gpus)
 
     def _read_machine(self, engine_pid: int | None) -> tuple[int, int, list[GpuMetrics]]:
         """Return the bytes that the agent and its engine have in memory, and the GPUs."""

@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator
 
 import msgspec
 
+from batch_gpu_worker.chunk_trace import ChunkTrace
 from batch_gpu_worker.lease import Lease, ReleaseReason
-from vllm_batch.events import Usage
+from vllm_batch.events import Effort, Usage
 from vllm_batch.ids import JobId
 from vllm_batch.segments import Result
 
@@ -23,14 +24,20 @@ class HeldChunk:
 
     def __init__(self, lease: Lease, lines: list[bytes], *, done: Collection[int] = ()) -> None:
         planned = lease.chunk.planned
+        self.trace = ChunkTrace(planned)
         self.lease = lease
         self.job_id = planned.job_id
         self.number = planned.chunk
         self.endpoint = planned.endpoint
+        self.model = planned.model
+        self.renamed = planned.model if planned.alias is not None else None
+        """The model's name, where the requests ask for it by an alias."""
         self.waiting = deque((i, line) for i, line in enumerate(lines) if i not in done)
         self.running: set[asyncio.Task[None]] = set()
         self.results: list[Result] = []
         self.usage = Usage()
+        self.effort = Effort()
+        """What answering took since the last time that something was handed in."""
         self.unanswered = len(self.waiting)
         self.segments_written = 0
         self.ending: ReleaseReason | None = None

@@ -8,7 +8,7 @@ get their share at a job's end.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 import nats.errors
 import structlog
@@ -18,7 +18,7 @@ from nats.js.errors import Error as JetStreamError
 from batch_gpu_worker.admission import Admission
 from batch_gpu_worker.holdings import HeldChunk, Holdings
 from batch_gpu_worker.lease import Lease, ReleaseReason
-from vllm_batch import batch_file, ids
+from vllm_batch import batch_file, ids, tasks, tracing
 from vllm_batch.blobs import BlobStore
 from vllm_batch.errors import BlobError, EventStoreError, Rejected
 from vllm_batch.event_store.protocol import EventStore
@@ -27,6 +27,7 @@ from vllm_batch.ids import JobId, WorkerId
 from vllm_batch.messaging.consumer import Hint, HintQueue, Outcome
 from vllm_batch.segments import decode_segment
 from vllm_batch.settings import Settings
+from vllm_batch.tracing import SpanKind
 
 log = structlog.get_logger(__name__)
 
@@ -71,18 +72,41 @@ class Intake:
         self._tasks: set[asyncio.Task[None]] = set()
         self._check_lease = check_lease
         self._closed = False
+        self._models: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
         self._bringing: set[tuple[JobId, int]] = set()
         self._coming = 0
         self._size = float(settings.chunk_requests_max)
         self._rate = 0.0
         self._measured = (0.0, 0)
 
-    async def run(self, models: list[str]) -> None:
-        """Take hints for ``models`` until cancelled."""
+    async def run(self) -> None:
+        """Take hints for the models that `serve` names, until cancelled."""
         self._admission.hungry.set()
-        async with asyncio.TaskGroup() as group:
-            for model in models:
-                group.create_task(self._run_model(ids.model_key(model)))
+        takers: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                self._changed.clear()
+                await tasks.end(*(takers.pop(model) for model in takers.keys() - self._models))
+                for model in self._models - takers.keys():
+                    takers[model] = asyncio.create_task(self._run_model(ids.model_key(model)))
+                changed = asyncio.create_task(self._changed.wait())
+                try:
+                    done, _ = await asyncio.wait(
+                        {changed, *takers.values()}, return_when=asyncio.FIRST_COMPLETED
+                    )
+                finally:
+                    await tasks.end(changed)
+                for task in done:
+                    task.result()  # a taker never ends by itself: raise what went wrong
+        finally:
+            await tasks.end(*takers.values())
+
+    def serve(self, models: Iterable[str]) -> None:
+        """Take hints for these models from now on, and for no others."""
+        self._models = frozenset(models)
+        self._closed = False
+        self._changed.set()
 
     async def close(self) -> None:
         """Give back what is being leased or loaded; wait until that is done."""
@@ -169,9 +193,9 @@ class Intake:
         lease = await self._lease(hint)
         if lease is None:
             self._bringing.discard(key)
-        else:
-            self._coming += 1
-            self._keep(asyncio.create_task(self._bring_in(lease)))
+            return Outcome.RETRY_LATER if self._closed else Outcome.DONE
+        self._coming += 1
+        self._keep(asyncio.create_task(self._bring_in(lease)))
         return Outcome.DONE
 
     async def _lease(self, hint: Hint) -> Lease | None:
@@ -179,9 +203,11 @@ class Intake:
         pause = PAUSE_SECONDS
         while not self._closed:
             try:
-                return await Lease.take(
-                    self._store, hint.job_id, hint.chunk, worker_id=self._worker_id
-                )
+                with tracing.span("lease", SpanKind.CONSUMER) as span:
+                    span.set_attribute("vllm_batch.batch.id", hint.job_id)
+                    return await Lease.take(
+                        self._store, hint.job_id, hint.chunk, worker_id=self._worker_id
+                    )
             except Rejected as error:
                 log.debug("no lease", job=hint.job_id, chunk=hint.chunk, why=str(error))
                 return None

@@ -12,11 +12,12 @@ from vllm_batch.aggregates import chunk as rules
 from vllm_batch.aggregates.chunk import Chunk, ChunkStatus
 from vllm_batch.errors import Conflict, LeaseLost
 from vllm_batch.event_store.protocol import EventStore, fold
-from vllm_batch.events import Segment, Usage
+from vllm_batch.events import Effort, Segment, Usage
 from vllm_batch.ids import JobId, WorkerId
 from vllm_batch.messaging import subjects
 
 ReleaseReason = Literal["drained", "engine_failed", "cancelled", "expired", "error"]
+_NO_EFFORT = Effort()
 
 
 class Lease:
@@ -66,22 +67,25 @@ class Lease:
         if state is None or state.epoch != self.epoch or state.status not in ours:
             raise LeaseLost(f"epoch {self.epoch} is over")
 
-    async def record(self, segment: Segment, usage: Usage) -> None:
-        """Record a checkpoint; ``usage`` is the segment's. Calling it again changes nothing.
+    async def record(self, segment: Segment, usage: Usage, effort: Effort = _NO_EFFORT) -> None:
+        """Record a checkpoint; ``usage`` and ``effort`` are the segment's. Calling it again changes
+        nothing.
 
         Raises:
             LeaseLost: the epoch is over.
             EventStoreUnavailable: whether it was recorded is unknown.
         """
-        await self._append(rules.Record(self.epoch, segment, usage))
+        await self._append(rules.Record(self.epoch, segment, usage, effort))
 
-    async def complete(self, segment: Segment | None, usage: Usage) -> None:
+    async def complete(
+        self, segment: Segment | None, usage: Usage, effort: Effort = _NO_EFFORT
+    ) -> None:
         """Record that every request has its result; raises as `record` does."""
-        await self._append(rules.Complete(self.epoch, segment, usage))
+        await self._append(rules.Complete(self.epoch, segment, usage, effort))
 
-    async def release(self, reason: ReleaseReason) -> None:
-        """Give the chunk back; raises as `record` does."""
-        await self._append(rules.Release(self.epoch, reason))
+    async def release(self, reason: ReleaseReason, effort: Effort = _NO_EFFORT) -> None:
+        """Give the chunk back; ``effort``: of what was aborted. Raises as `record` does."""
+        await self._append(rules.Release(self.epoch, reason, effort))
 
     async def _append(self, command: rules.Record | rules.Complete | rules.Release) -> None:
         while not self._is_recorded(command):
@@ -108,7 +112,7 @@ class Lease:
         if self.chunk.epoch != self.epoch:
             return False
         match command:
-            case rules.Record(_, segment, _):
+            case rules.Record(_, segment):
                 return any(known.blob == segment.blob for known in self.chunk.segments)
             case rules.Complete():
                 return self.chunk.status is ChunkStatus.COMPLETED

@@ -8,15 +8,24 @@ import re
 from collections.abc import Callable
 
 import msgspec
+from prometheus_client import CollectorRegistry
 
-from batch_gpu_worker.answers import NotAnAnswer, error_of, usage_of, without_streaming
+from batch_gpu_worker.answers import (
+    NotAnAnswer,
+    asking_for,
+    error_of,
+    fit_for_batch,
+    usage_of,
+)
+from batch_gpu_worker.effort import EffortMeter
 from batch_gpu_worker.engines.base import Engine, EngineResponse
-from batch_gpu_worker.holdings import Request
+from batch_gpu_worker.holdings import HeldChunk, Request
 from batch_gpu_worker.poison import RequestKey
 from batch_gpu_worker.ward import Ward
 from vllm_batch.batch_file import error_line, parse_request, response_line
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineUnavailable
 from vllm_batch.events import Usage
+from vllm_batch.metrics.worker import WorkerMetrics
 from vllm_batch.segments import Result
 from vllm_batch.settings import Settings
 
@@ -91,13 +100,18 @@ class RequestRunner:
         time_limit: TimeLimit,
         rng: random.Random,
         ward: Ward,
+        *,
+        effort: EffortMeter,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
         self.engine_answers = 0
+        self._effort = effort
         self._engine = engine
         self._ward = ward
         self._settings = settings
         self._time_limit = time_limit
         self._rng = rng
+        self._errors = (metrics or WorkerMetrics(CollectorRegistry())).request_errors
 
     @property
     def in_engine(self) -> int:
@@ -113,12 +127,14 @@ class RequestRunner:
         chunk, index, line = request.chunk, request.index, request.line
         try:
             parsed = parse_request(line)
-            body = without_streaming(bytes(parsed.body))
+            body = fit_for_batch(bytes(parsed.body))
+            if chunk.renamed is not None:
+                body = asking_for(chunk.renamed, body)
         except (msgspec.DecodeError, RecursionError) as error:
             return self._failed(request, _custom_id(line), "invalid_json_line", str(error))
         custom_id = parsed.custom_id
         try:
-            answer = await self._answer(_key(request), chunk.endpoint, body, task)
+            answer = await self._answer(_key(request), chunk, body, task)
             used = usage_of(answer.body) if 200 <= answer.status < 300 else None
         except RequestTimeout:
             seconds = self._settings.request_timeout_seconds
@@ -140,11 +156,12 @@ class RequestRunner:
             body=answer.body if used is not None else error_of(answer.status, answer.body),
         )
         if used is None:
+            self._errors.labels(f"http_{answer.status}").inc()
             return Result(index, True, written), _NOTHING_USED
         return Result(index, False, written), used
 
     async def _answer(
-        self, key: RequestKey, endpoint: str, body: bytes, task: asyncio.Task[None]
+        self, key: RequestKey, chunk: HeldChunk, body: bytes, task: asyncio.Task[None]
     ) -> EngineResponse:
         """Return an answer that trying again would not change, or the last one there was.
 
@@ -159,7 +176,7 @@ class RequestRunner:
                 await self._ward.admit(key)
             outcome: EngineResponse | EngineUnavailable
             try:
-                outcome = await self._time_limit.call(task, self._engine, endpoint, body)
+                outcome = await self._ask(chunk, body, task)
                 self.engine_answers += 1
             except EngineDown:
                 await asyncio.sleep(DOWN_PAUSE_SECONDS)  # it never had the request: not a try
@@ -176,17 +193,31 @@ class RequestRunner:
                 if isinstance(outcome, EngineUnavailable):
                     raise outcome
                 return outcome
-            await asyncio.sleep(self._pause(tries))
+            await asyncio.sleep(self._pause(tries, outcome))
 
-    def _pause(self, tries: int) -> float:
+    async def _ask(self, chunk: HeldChunk, body: bytes, task: asyncio.Task[None]) -> EngineResponse:
+        """Ask the engine once; what that takes is the chunk's, whatever comes of it."""
+        mark = self._effort.enter()
+        try:
+            return await self._time_limit.call(task, self._engine, chunk.endpoint, body)
+        finally:
+            chunk.effort += self._effort.leave(mark)
+
+    def _pause(self, tries: int, outcome: EngineResponse | EngineUnavailable) -> float:
+        """Return how long to wait: our own pause, on top of the one that the engine asks for, so
+        that all who were sent away at once do not come back at once."""
         longest: float = min(
             self._settings.retry_backoff_seconds * 2 ** (tries - 1),
             self._settings.retry_backoff_seconds_max,
         )
-        return longest * self._rng.uniform(0.5, 1.0)
+        own = longest * self._rng.uniform(0.5, 1.0)
+        asked = outcome.retry_seconds if isinstance(outcome, EngineResponse) else None
+        return own + min(asked or 0.0, self._settings.retry_after_seconds_max)
 
-    @staticmethod
-    def _failed(request: Request, custom_id: str, code: str, message: str) -> tuple[Result, Usage]:
+    def _failed(
+        self, request: Request, custom_id: str, code: str, message: str
+    ) -> tuple[Result, Usage]:
+        self._errors.labels(code).inc()
         chunk, index = request.chunk, request.index
         line = error_line(
             chunk.job_id, chunk.number, index, custom_id=custom_id, code=code, message=message

@@ -81,7 +81,21 @@ def _why_idle(
 def _why_not_run(
     job: JobWatch, jobs: OpenJobs, fleet: Fleet, now: datetime, stuck_seconds: float
 ) -> _Finding | None:
-    model = job.model or ""
+    models = job.models()
+    for model in models:
+        if finding := _why_not_served(model, fleet):
+            return finding
+    if _has_its_turn_to_come(job, jobs, now, stuck_seconds):
+        return None
+    live = {view.worker_id for model in models for view in fleet.serving(model)}
+    return _Finding(
+        "not_leased",
+        f"{_count(len(live), 'worker')} of {_listed([repr(model) for model in models])} and nobody "
+        f"takes the {_count(len(job.open()), 'chunk')} left: does an orchestrator run?",
+    )
+
+
+def _why_not_served(model: str, fleet: Fleet) -> _Finding | None:
     names = fleet.that_served(model)
     looping = [name.name for name in names if name.crash_looping]
     live = fleet.serving(model)
@@ -91,18 +105,12 @@ def _why_not_run(
             f"{_listed(looping)} served {model!r} and died again and again; look at their logs, "
             "then clear them",
         )
-    if not live:
-        lost = [name.name for name in names if name.newest.state == "lost"]
-        if lost:
-            return _Finding("workers_lost", f"every worker of {model!r} is lost: {_listed(lost)}")
-        return _Finding("no_worker", f"no worker serves {model!r} now; start one")
-    if _has_its_turn_to_come(job, jobs, now, stuck_seconds):
+    if live:
         return None
-    return _Finding(
-        "not_leased",
-        f"{_count(len(live), 'worker')} of {model!r} and nobody takes the "
-        f"{_count(len(job.open()), 'chunk')} left: does an orchestrator run?",
-    )
+    lost = [name.name for name in names if name.newest.state == "lost"]
+    if lost:
+        return _Finding("workers_lost", f"every worker of {model!r} is lost: {_listed(lost)}")
+    return _Finding("no_worker", f"no worker serves {model!r} now; start one")
 
 
 def _has_its_turn_to_come(
@@ -113,8 +121,9 @@ def _has_its_turn_to_come(
     if job.leased():
         return True  # that lease is looked at when its time is up
     changed = [watch.changed_at for watch in job.open()]
-    if (moved := jobs.model_moved_at.get(job.model or "")) is not None:
-        changed.append(moved)
+    changed += [
+        moved for model in job.models() if (moved := jobs.model_moved_at.get(model)) is not None
+    ]
     return (now - max(changed)).total_seconds() <= stuck_seconds
 
 

@@ -8,27 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
 from collections.abc import Awaitable, Callable
 
 import structlog
 
 from batch_watchdog import open_jobs
 from batch_watchdog.frozen_engines import FrozenEngines
+from batch_watchdog.measuring import Measuring
 from batch_watchdog.open_jobs import OpenJobs
 from batch_watchdog.pulse import Pulse
 from batch_watchdog.recovery import Recovery
 from batch_watchdog.restarters import open_restarter
 from batch_watchdog.stuck_jobs import StuckJobs
-from vllm_batch import fleet, ids
+from vllm_batch import fleet, ids, process, tasks
 from vllm_batch.clock import Clock, SystemClock
 from vllm_batch.errors import EventStoreError, EventStoreUnavailable
 from vllm_batch.event_store import jetstream
-from vllm_batch.event_store.jetstream import JetStreamEventStore
+from vllm_batch.event_store.jetstream import Access, JetStreamEventStore
 from vllm_batch.events.worker import WorkerEvent
 from vllm_batch.fleet import Fleet
 from vllm_batch.messaging import subjects
 from vllm_batch.messaging.leadership import Leadership
+from vllm_batch.metrics.exposition import exposed
 from vllm_batch.notify import notify
 from vllm_batch.settings import Settings
 
@@ -45,12 +46,19 @@ class Watchdog:
     it."""
 
     def __init__(
-        self, store: JetStreamEventStore, settings: Settings, clock: Clock, *, owner: str
+        self,
+        store: JetStreamEventStore,
+        settings: Settings,
+        clock: Clock,
+        *,
+        owner: str,
+        measuring: Measuring,
     ) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
         self._owner = owner
+        self._measuring = measuring
         self._workers_changed = asyncio.Event()
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
         self._every_seconds = min(
@@ -66,8 +74,9 @@ class Watchdog:
         pulse = Pulse(clock.monotonic)
         client = store.connection.client
         recovery = Recovery(
-            workers, pulse, store, open_restarter(settings), settings=settings, clock=clock
-        )
+            workers, pulse, store, open_restarter(settings),
+            settings=settings, clock=clock, metrics=self._measuring.watchdog,
+        )  # fmt: skip
         frozen = FrozenEngines(pulse, client, settings, clock.monotonic)
         stuck = StuckJobs(jobs, workers, store, settings, clock)
 
@@ -81,10 +90,13 @@ class Watchdog:
         leadership = Leadership(store.js, settings, role=ROLE, owner=self._owner)
         notify(READY=1, STATUS="watching")
         log.info("watching", workers=len(workers.names), jobs=len(jobs.jobs), position=position)
-        async with pulse.listening(client), asyncio.TaskGroup() as group:
-            group.create_task(self._follow(workers, jobs, position))
-            group.create_task(self._recover(recovery))
-            group.create_task(leadership.run(lead))
+        with self._measuring.watching(workers, jobs, store):
+            async with pulse.listening(client):
+                await tasks.first_to_end(
+                    self._follow(workers, jobs, position),
+                    self._recover(recovery),
+                    leadership.run(lead),
+                )
 
     async def _follow(self, workers: Fleet, jobs: OpenJobs, position: int) -> None:
         wanted = [subjects.ALL_JOBS, subjects.ALL_CHUNKS, subjects.ALL_WORKERS]
@@ -107,8 +119,10 @@ class Watchdog:
                     seconds = min(seconds, max(left, _SHORTEST_CHECK_SECONDS))
             except Exception:  # the outermost loop of this duty
                 log.exception("duty failed", duty="recovery")
+                self._measuring.duties.note_failure("recovery")
             try:
-                await asyncio.wait_for(self._workers_changed.wait(), seconds)
+                async with asyncio.timeout(seconds):
+                    await self._workers_changed.wait()
             except TimeoutError:
                 continue
 
@@ -120,38 +134,28 @@ class Watchdog:
                 log.warning("cannot act now", duty=name, error=str(error))
             except Exception:  # the outermost loop of this duty
                 log.exception("duty failed", duty=name)
+                self._measuring.duties.note_failure(name)
             await asyncio.sleep(self._every_seconds * self._rng.uniform(0.9, 1.1))
 
 
 async def run(settings: Settings) -> None:
     """Run until SIGTERM or SIGINT."""
-    watching = asyncio.create_task(_watch(settings))
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopping.set)
-    asked = asyncio.create_task(stopping.wait())
-    try:
-        await asyncio.wait({watching, asked}, return_when="FIRST_COMPLETED")
-        if watching.done():
-            watching.result()  # it never returns: raise what went wrong
-        log.info("stopping")
-    finally:
-        for task in (watching, asked):
-            task.cancel()
-        await asyncio.gather(watching, asked, return_exceptions=True)
+    async with exposed(settings, service=ROLE) as exposition:
+        await process.until_told(_watch(settings, Measuring(exposition)))
 
 
-async def _watch(settings: Settings) -> None:
+async def _watch(settings: Settings, measuring: Measuring) -> None:
     owner = ids.new("watchdog_")
     clock = SystemClock()
     while True:
         try:
-            async with jetstream.connect(settings, source=ROLE) as store:
+            async with jetstream.connect(
+                settings, source=ROLE, access=Access.READER, metrics=measuring.event_log
+            ) as store:
                 log.info("connected", owner=owner)
-                await Watchdog(store, settings, clock, owner=owner).run()
+                await Watchdog(store, settings, clock, owner=owner, measuring=measuring).run()
         except EventStoreUnavailable as error:
             log.warning("waiting for the event log", error=str(error))
-        except ExceptionGroup as group:
-            log.error("watching anew", exc_info=group)
+        except Exception:  # the outermost loop of this process
+            log.exception("watching anew")
         await asyncio.sleep(_RETRY_SECONDS)

@@ -54,10 +54,9 @@ class JobWatch:
     chunks: dict[int, ChunkWatch] = field(default_factory=dict)
     told: JobStuck | None = None
 
-    @property
-    def model(self) -> str | None:
-        """The model of all its requests, once the file was read."""
-        return self.job.started.model if self.job.started else None
+    def models(self) -> list[str]:
+        """Return the models of its chunks that are not terminal."""
+        return list(dict.fromkeys(watch.chunk.planned.model for watch in self.open()))
 
     def leased(self) -> list[ChunkWatch]:
         """Return its leased chunks."""

@@ -19,6 +19,7 @@ from vllm_batch.errors import Conflict
 from vllm_batch.event_store import EventStore
 from vllm_batch.events import Event, WorkerCrashLooping, WorkerRestartRequested
 from vllm_batch.fleet import Fleet, Name
+from vllm_batch.metrics.watchdog import WatchdogMetrics
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -38,6 +39,7 @@ class Recovery:
         *,
         settings: Settings,
         clock: Clock,
+        metrics: WatchdogMetrics,
     ) -> None:
         self._fleet = fleet
         self._pulse = pulse
@@ -45,6 +47,7 @@ class Recovery:
         self._restarter = restarter
         self._settings = settings
         self._clock = clock
+        self._metrics = metrics
 
     async def check(self) -> datetime | None:
         """Do what is due; return when the next thing will be, if anything is awaited.
@@ -78,6 +81,7 @@ class Recovery:
         if not await self._record(name, claim):
             return
         result = await self._restarter.restart(worker)
+        self._metrics.restarts.labels("done" if result.done else "failed").inc()
         say = log.info if result.done else log.warning
         say(
             "worker restarted" if result.done else "worker not restarted",

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import msgspec
 
 from vllm_batch.errors import AlreadyDone, LeaseLost, Rejected
-from vllm_batch.events.base import Event, Usage
+from vllm_batch.events.base import Effort, Event, Usage
 from vllm_batch.events.chunk import (
     ChunkClosed,
     ChunkCompleted,
@@ -42,7 +42,8 @@ class ChunkStatus(StrEnum):
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """State of a chunk. ``completed``, ``failed`` and ``usage`` count what is recorded so far."""
+    """State of a chunk. ``completed``, ``failed``, ``usage`` and ``effort`` count what is recorded
+    so far."""
 
     planned: ChunkPlanned
     status: ChunkStatus = ChunkStatus.READY
@@ -52,6 +53,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     completed: int = 0
     failed: int = 0
     usage: Usage = Usage()
+    effort: Effort = Effort()
     closed: Literal["cancelled", "expired", "stuck"] | None = None
 
     @property
@@ -78,11 +80,12 @@ class Lease(msgspec.Struct, frozen=True):
 
 
 class Record(msgspec.Struct, frozen=True):
-    """Checkpoint a segment; ``usage`` is that of the segment alone."""
+    """Checkpoint a segment; ``usage`` and ``effort`` are those of the segment alone."""
 
     epoch: int
     segment: Segment
     usage: Usage
+    effort: Effort = Effort()
 
 
 class Complete(msgspec.Struct, frozen=True):
@@ -91,13 +94,15 @@ class Complete(msgspec.Struct, frozen=True):
     epoch: int
     segment: Segment | None
     usage: Usage
+    effort: Effort = Effort()
 
 
 class Release(msgspec.Struct, frozen=True):
-    """Give the lease back, or take it away."""
+    """Give the lease back, or take it away. ``effort``: of what was aborted."""
 
     epoch: int
     reason: Literal["drained", "worker_lost", "engine_failed", "cancelled", "expired", "error"]
+    effort: Effort = Effort()
 
 
 class Close(msgspec.Struct, frozen=True):
@@ -137,9 +142,11 @@ def evolve(state: Chunk | None, recorded: Recorded) -> Chunk:
                 completed=event.completed,
                 failed=event.failed,
                 usage=event.usage,
+                effort=event.effort,
             )
-        case ChunkReleased():
-            return replace(state, status=ChunkStatus.READY, worker_id=None)
+        case ChunkReleased(effort=effort):
+            effort = state.effort if effort is None else effort
+            return replace(state, status=ChunkStatus.READY, worker_id=None, effort=effort)
         case ChunkClosed():
             return replace(state, status=ChunkStatus.CLOSED, worker_id=None, closed=event.reason)
     raise Rejected(f"{event.TYPE} cannot be applied to a chunk")
@@ -169,11 +176,22 @@ def decide(state: Chunk | None, command: Command) -> Event:
             )
         case Record() | Complete():
             return _record(state, command)
-        case Release(epoch, reason):
-            _check_epoch(state, epoch)
-            return ChunkReleased(job_id=job_id, chunk=number, epoch=epoch, reason=reason)
+        case Release():
+            return _release(state, command)
         case Close(reason):
             return _close(state, reason)
+
+
+def _release(state: Chunk, command: Release) -> Event:
+    _check_epoch(state, command.epoch)
+    total = (state.effort + command.effort).rounded()
+    return ChunkReleased(
+        job_id=state.planned.job_id,
+        chunk=state.planned.chunk,
+        epoch=command.epoch,
+        reason=command.reason,
+        effort=total if total != state.effort else None,
+    )
 
 
 def _close(state: Chunk, reason: Literal["cancelled", "expired", "stuck"]) -> Event:
@@ -222,6 +240,7 @@ def _recorded(
         "completed": completed,
         "failed": failed,
         "usage": state.usage + command.usage,
+        "effort": (state.effort + command.effort).rounded(),
         "segment": command.segment,
     }
     return cls(**fields)

@@ -8,7 +8,7 @@
 
 A cancel in EXPIRING or FINALIZING comes too late and is refused, as is the window's end in
 CANCELLING. Being stuck is noted in any status before the end, and changes none. COMPLETED, EXPIRED,
-CANCELLED and FAILED never change again.
+CANCELLED and FAILED never change again; in them a job is retired once.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from vllm_batch.events.job import (
     JobExpired,
     JobFailed,
     JobFinalizing,
+    JobRetired,
     JobStarted,
     JobStuck,
     JobSubmitted,
@@ -68,6 +69,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     outcome: Outcome | None = None
     failed: JobFailed | None = None
     ended: JobCompleted | JobExpired | JobCancelled | None = None
+    retired: bool = False
 
     @property
     def job_id(self) -> JobId:
@@ -133,7 +135,11 @@ class NoteStuck(msgspec.Struct, frozen=True, kw_only=True):
     chunks: list[int]
 
 
-Command = Submit | Start | Fail | Cancel | CloseWindow | Finalize | Finish | NoteStuck
+class Retire(msgspec.Struct, frozen=True):
+    """Its results are deleted."""
+
+
+Command = Submit | Start | Fail | Cancel | CloseWindow | Finalize | Finish | NoteStuck | Retire
 
 _ENDINGS: dict[Outcome, type[JobCompleted | JobExpired | JobCancelled]] = {
     "completed": JobCompleted,
@@ -166,6 +172,11 @@ _ENTERED = {
 }
 
 
+def mixes_models(submitted: JobSubmitted) -> bool:
+    """Tell whether requests of the batch may be for different models."""
+    return (submitted.metadata or {}).get("allow_mixed_models") == "true"
+
+
 def evolve(state: Job | None, recorded: Recorded) -> Job:
     """Return the state after ``recorded``.
 
@@ -178,6 +189,8 @@ def evolve(state: Job | None, recorded: Recorded) -> Job:
         return Job(submitted=event, status=status, times={status: time})
     if isinstance(event, JobStuck) and state is not None:
         return state
+    if isinstance(event, JobRetired) and state is not None:
+        return msgspec.structs.replace(state, retired=True)
     entered = _ENTERED.get(type(event))
     if state is None or entered is None:
         raise Rejected(
@@ -215,6 +228,8 @@ def decide(state: Job | None, command: Command) -> Event:
         return _finish(state, command)
     if isinstance(command, NoteStuck):
         return _note_stuck(state, command)
+    if isinstance(command, Retire):
+        return _retire(state)
     return _advance(state, command)
 
 
@@ -244,6 +259,14 @@ def _note_stuck(state: Job, command: NoteStuck) -> Event:
     if state.terminal:
         raise AlreadyDone(f"job {state.job_id} is already {state.status}")
     return JobStuck(job_id=state.job_id, **msgspec.structs.asdict(command))
+
+
+def _retire(state: Job) -> Event:
+    if state.retired:
+        raise AlreadyDone(f"job {state.job_id} is already retired")
+    if not state.terminal:
+        raise Rejected(f"job {state.job_id} is {state.status}: it has not ended")
+    return JobRetired(job_id=state.job_id)
 
 
 def _finish(state: Job, command: Finish) -> Event:

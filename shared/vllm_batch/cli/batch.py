@@ -267,12 +267,15 @@ def _print_errors(batch: Batch) -> None:
 
 
 def _print_batch(batch: Batch) -> None:
+    from vllm_batch.cli.batch_progress import waiting_for
+
     usage = batch.usage
     print_fields(
         {
             "id": batch.id,
             "status": batch.status,
             "done": _done(batch),
+            "waits": " ".join(one["message"] for one in waiting_for(batch)) or None,
             "model": batch.model,
             "endpoint": batch.endpoint,
             "input": batch.input_file_id,

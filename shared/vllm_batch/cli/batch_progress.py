@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm_batch.cli import output
 
@@ -41,9 +41,18 @@ def watched(client: OpenAI, batch: Batch) -> Batch:
             if counts is not None and counts.total:
                 done = counts.completed + counts.failed
                 progress.update(task, total=counts.total, completed=done)
-            progress.update(task, description=batch.status)
+            models = ", ".join(waiting["model"] for waiting in waiting_for(batch))
+            waits = f", waiting for {models}" if models else ""
+            progress.update(task, description=batch.status + waits)
             if batch.status in ENDED:
                 return batch
             time.sleep(pause)
             pause = min(POLL_SECONDS_MAX, pause * POLL_GROWTH)
             batch = client.batches.retrieve(batch.id)
+
+
+def waiting_for(batch: Batch) -> list[dict[str, Any]]:
+    """Return the models that the batch waits for because no worker serves them."""
+    extension = (batch.model_extra or {}).get("vllm_batch") or {}
+    found: list[dict[str, Any]] = extension.get("waiting_for", [])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from pydantic import SecretStr
 from vllm_batch.cli import output
 from vllm_batch.cli.options import HomeOption, JsonOption, home_of
 from vllm_batch.local.validated import validated_settings
-from vllm_batch.settings import Settings
+from vllm_batch.settings import Settings, secrets_dir
+
+_CREDENTIALS = re.compile(r"(?<=://)[^@/\s,]+(?=@)")
 
 
 def register(app: typer.Typer) -> None:
@@ -50,14 +53,16 @@ def describe(settings: Settings, settings_file: Path) -> list[dict[str, Any]]:
         value = getattr(settings, name)
         if os.environ.get(f"VLLM_BATCH_{name.upper()}"):
             source = f"environment VLLM_BATCH_{name.upper()}"
+        elif (secret := secrets_dir() / f"vllm_batch_{name}").is_file():
+            source = f"secret {secret}"
         elif name in in_file:
             source = f"file {settings_file}"
         else:
             source = "default"
         if isinstance(value, SecretStr):
             value = str(value)  # asterisks, or nothing when it is empty
-        elif isinstance(value, Path):
-            value = str(value)
+        elif isinstance(value, str | Path):
+            value = _CREDENTIALS.sub("**********", str(value))
         description = field.description or ""
         rows.append({"name": name, "value": value, "source": source, "description": description})
     return rows

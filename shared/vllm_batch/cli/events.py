@@ -1,4 +1,4 @@
-"""``vllm-batch events``: look at the event log. Reads only."""
+"""``vllm-batch events``: look at the event log, and let tools outside do so."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import json
 import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
-import msgspec
 import typer
 
-from vllm_batch.cli import output
+from vllm_batch.cli import event_grants, output
 from vllm_batch.cli.options import HomeOption, JsonOption
-from vllm_batch.errors import InvalidInput, NotFound
+from vllm_batch.errors import NotFound
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -24,6 +22,9 @@ if TYPE_CHECKING:
     from vllm_batch.events import Recorded
 
 app = typer.Typer(help="The event log: everything that ever happened.", no_args_is_help=True)
+app.command()(event_grants.grant)
+app.command()(event_grants.grants)
+app.command()(event_grants.revoke)
 
 _COLOURS = {
     "job": "bold cyan", "chunk": "blue", "file": "magenta", "worker": "yellow",
@@ -39,7 +40,7 @@ def tail(
     ] = ">",
     start: Annotated[
         str,
-        typer.Option("--from", help="beginning, a sequence number, or a time (ISO 8601)."),
+        typer.Option("--from", help="beginning, now, a sequence number, or a time (ISO 8601)."),
     ] = "",
     last: Annotated[
         int, typer.Option("--last", "-n", min=0, help="Without --from: how far to look back.")
@@ -51,17 +52,35 @@ def tail(
     """Print events as they happen, one a line."""
     from vllm_batch.cli.service_settings import settings_of
     from vllm_batch.event_store import jetstream
+    from vllm_batch.event_store.starts import start_of
 
     settings = settings_of(home)
 
     async def main() -> None:
         async with jetstream.connect(settings, source="cli") as store:
-            after = await start_of(store, start) if start else await store.last_sequence() - last
+            after = (
+                await start_of(store, start, param="--from")
+                if start
+                else await store.last_sequence() - last
+            )
             async with aclosing(select(store, subject, max(0, after), follow=follow)) as events:
                 async for recorded in events:
                     _print(recorded, as_json)
 
     asyncio.run(main())
+
+
+@app.command()
+def catalogue(home: HomeOption = None) -> None:
+    """Print the catalogue of all events for other tools: an AsyncAPI 3 document in JSON."""
+    from importlib.metadata import version
+
+    from vllm_batch.cli.options import home_of
+    from vllm_batch.events.catalogue import asyncapi
+    from vllm_batch.settings import Settings
+
+    settings = Settings(home=home_of(home).root)
+    output.print_json(asyncapi(version("vllm-batch"), server=settings.nats_url))
 
 
 @app.command()
@@ -73,6 +92,7 @@ def show(
     """Print one event with everything it says."""
     from vllm_batch.cli.service_settings import settings_of
     from vllm_batch.event_store import jetstream
+    from vllm_batch.event_store.starts import first_after
 
     settings = settings_of(home)
 
@@ -100,48 +120,6 @@ async def select(
                 yield recorded
 
 
-async def start_of(store: EventStore, start: str) -> int:
-    """Return the sequence after which to begin: what ``--from`` means.
-
-    Raises:
-        InvalidInput: it is neither a word, nor a number, nor a time.
-    """
-    if start == "beginning":
-        return 0
-    if start.isdecimal():
-        return max(0, int(start) - 1)
-    try:
-        time = datetime.fromisoformat(start)
-    except ValueError:
-        raise InvalidInput(
-            f"--from {start!r}: give `beginning`, a sequence number, or a time such as "
-            "2026-01-31T12:00:00Z",
-            param="from",
-        ) from None
-    return await sequence_before(store, time.astimezone(UTC))
-
-
-async def sequence_before(store: EventStore, time: datetime) -> int:
-    """Return the last sequence recorded before ``time``, found by halving."""
-    low, high = 0, await store.last_sequence()
-    while low < high:
-        middle = (low + high + 1) // 2
-        found = await first_after(store, middle - 1)
-        if found is not None and found.time < time:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-async def first_after(store: EventStore, seq: int) -> Recorded | None:
-    """Return the first event after ``seq``, if there is one."""
-    async with aclosing(store.read(">", after=seq)) as batches:  # type: ignore[type-var]
-        async for batch in batches:
-            return batch[0]
-    return None
-
-
 def as_data(recorded: Recorded) -> dict[str, Any]:
     """Return an event as JSON has it."""
     from vllm_batch.messaging import subjects
@@ -154,7 +132,7 @@ def as_data(recorded: Recorded) -> dict[str, Any]:
         "id": recorded.id,
         "source": recorded.source,
         "dataversion": recorded.event.VERSION,
-        "data": msgspec.to_builtins(recorded.event),
+        "data": recorded.event.shown(),
     }
 
 
@@ -171,7 +149,7 @@ def line_of(recorded: Recorded) -> Text:
         (f"{event.TYPE:<20} ", _COLOURS.get(noun, "bold")),
         ("/".join(event.aggregate_id()), "bold"),
     )
-    for name, value in msgspec.to_builtins(event).items():
+    for name, value in event.shown().items():
         if name not in event.AGGREGATE:
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             if len(text) > _VALUE_WIDTH_MAX:

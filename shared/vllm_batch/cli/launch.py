@@ -20,7 +20,7 @@ from vllm_batch.cli.stack_view import StackView
 from vllm_batch.errors import StackError
 from vllm_batch.local import leftovers, state
 from vllm_batch.local.home import Home, holder_of
-from vllm_batch.local.stack import DEFAULT_PORT, EngineName, LocalStack
+from vllm_batch.local.stack import ALL_ROLES, DEFAULT_PORT, EngineName, LocalStack
 from vllm_batch.local.state import StackState
 from vllm_batch.local.validated import validated_settings
 from vllm_batch.notify import notify
@@ -162,6 +162,7 @@ def _stack(options: StackOptions, view: StackView | _Quiet) -> LocalStack:
         model=options.model or configured_model(settings, options.home),
         port=options.port,
         workers=options.workers,
+        only=ALL_ROLES,
         on_change=view.changed,
         on_progress=view.progress,
     )

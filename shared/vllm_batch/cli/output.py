@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import shlex
@@ -55,6 +56,14 @@ def program() -> str:
 def as_called(text: str) -> str:
     """Return ``text`` with the commands in backticks as this shell has to call them."""
     return text.replace("`vllm-batch ", f"`{program()} ")
+
+
+def who() -> str:
+    """Return who is asking, for events: the user of the operating system."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"
 
 
 def warn(text: str) -> None:

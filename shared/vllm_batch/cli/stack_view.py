@@ -34,7 +34,7 @@ def table(state: StackState, progress: str = "") -> RenderableType:
     from rich.text import Text
 
     rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("service", "state", "pid", "port", "restarts", "since", ""):
+    for heading in ("service", "state", "pid", "port", "metrics", "restarts", "since", ""):
         rows.add_column(heading, header_style="dim")
     for service in state.services:
         colour = _COLOURS.get(service.state, "white")
@@ -44,6 +44,7 @@ def table(state: StackState, progress: str = "") -> RenderableType:
             f"[{colour}]{service.state}[/]",
             str(service.pid or ""),
             str(service.port or ""),
+            str(service.metrics_port or ""),
             str(service.restarts or ""),
             since,
             escape(service.status),

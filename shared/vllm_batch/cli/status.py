@@ -82,6 +82,7 @@ def as_data(place: Home, found: StackState) -> dict[str, Any]:
                 if service.pid and is_same(service.pid, service.started)
                 else None,
                 "port": service.port,
+                "metrics_port": service.metrics_port,
                 "restarts": service.restarts,
                 "since": service.since,
                 "status": service.status,

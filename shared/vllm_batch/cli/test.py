@@ -17,7 +17,14 @@ import vllm_batch
 from vllm_batch.cli import output
 from vllm_batch.errors import BatchError
 
-ORDER = ("architecture", "unit", "contracts", "compat", "integration", "faults", "e2e")
+_QUICK = ("architecture", "unit")
+_WAITING = ("contracts", "compat", "integration", "ui", "faults")
+"""These start servers and mostly wait for them: more files at a time than there are cores."""
+_ALONE = ("e2e", "compose")
+"""These keep all cores busy."""
+ORDER = (*_QUICK, *_WAITING, *_ALONE)
+_FILES_AT_A_TIME_MAX = 8
+_NONE_COLLECTED = 5
 _NOT_IN_A_RUN = frozenset({"benchmarks", "screenshots"})
 _CHECKS = (
     ("ruff check", ("-m", "ruff", "check", "--quiet", ".")),
@@ -32,6 +39,8 @@ _PROGRAMS = {
     "systemd-analyze": ("systemd",),
     "dockerd": ("docker.io", "iptables"),
     "docker": ("docker.io",),
+    "debootstrap": ("debootstrap",),
+    "chromium": ("chromium",),
 }
 _APT_SECONDS = 600.0
 
@@ -52,7 +61,7 @@ def register(app: typer.Typer) -> None:
     def test(
         context: typer.Context,
         fast: Annotated[
-            bool, typer.Option("--fast", help="Without the real engine (no e2e tests).")
+            bool, typer.Option("--fast", help="Without the real engine and without containers.")
         ] = False,
     ) -> None:
         """Run lint, type checks and all tests; other options and paths go to pytest.
@@ -68,9 +77,9 @@ def register(app: typer.Typer) -> None:
             install_programs()
         if not fast and needs_engine(paths):
             _prepare_engine()
-        chosen = paths or folders(root, fast=fast)
         options = [argument for argument in context.args if argument not in paths]
-        code, summary = run_pytest(root, [*options, *chosen])
+        runs = [paths] if paths else stages(folders(root, fast=fast))
+        code, summary = run_pytest(root, runs, options)
         console = output.console()
         for name in failed:
             console.print(f"[bold red]{name} found something (see above)[/]")
@@ -91,9 +100,22 @@ def checkout() -> Path:
 def folders(root: Path, *, fast: bool) -> list[str]:
     """Return the folders of tests in running order: a folder nobody listed comes last."""
     there = {p.name for p in (root / "tests").iterdir() if p.is_dir() and any(p.rglob("test_*.py"))}
-    there -= _NOT_IN_A_RUN | ({"e2e"} if fast else set())
+    there -= _NOT_IN_A_RUN | (set(_ALONE) if fast else set())
     ordered = [name for name in ORDER if name in there] + sorted(there - set(ORDER))
     return [f"tests/{name}" for name in ordered]
+
+
+def stages(folders: list[str]) -> list[list[str]]:
+    """Return the arguments of one run of pytest after the other: files run side by side where they
+    leave each other time."""
+    cores = os.cpu_count() or 1
+    found = []
+    for names, at_a_time in ((_QUICK, cores), (_WAITING, 2 * cores)):
+        if chosen := [folder for folder in folders if folder.removeprefix("tests/") in names]:
+            workers = min(at_a_time, _FILES_AT_A_TIME_MAX)
+            found.append(["-n", str(workers), "--dist", "loadfile", *chosen])
+            folders = [folder for folder in folders if folder not in chosen]
+    return [*found, folders] if folders else found
 
 
 def needs_engine(paths: list[str]) -> bool:
@@ -141,20 +163,32 @@ def run_checks(root: Path) -> list[str]:
     return failed
 
 
-def run_pytest(root: Path, arguments: list[str]) -> tuple[int, str]:
-    """Run pytest in a process of its own; return its exit code and one line of counts."""
+def run_pytest(root: Path, runs: list[list[str]], options: list[str]) -> tuple[int, str]:
+    """Run pytest in processes of their own, one after the other; return the first exit code that
+    tells of a failure, and one line of counts."""
     with tempfile.TemporaryDirectory(prefix="vllm-batch-test-") as folder:
-        report = Path(folder) / "report.xml"
-        command = (sys.executable, "-m", "pytest", f"--junitxml={report}", *arguments)
-        done = subprocess.run(command, cwd=root, check=False)
-        return done.returncode, summarise(report)
+        reports, codes = [], []
+        for number, arguments in enumerate(runs):
+            reports.append(Path(folder) / f"{number}.xml")
+            report = f"--junitxml={reports[-1]}"
+            command = (sys.executable, "-m", "pytest", report, *arguments, *options)
+            codes.append(subprocess.run(command, cwd=root, check=False).returncode)
+            if codes[-1] not in {0, _NONE_COLLECTED} and {"-x", "--exitfirst"} & set(options):
+                break
+        if any(code != _NONE_COLLECTED for code in codes):  # -k chose none of some folders
+            codes = [code for code in codes if code != _NONE_COLLECTED]
+        return next((code for code in codes if code != 0), 0), summarise(*reports)
 
 
-def summarise(report: Path) -> str:
-    """Return ``N passed, N failed, N skipped`` of a JUnit report."""
-    if not report.exists():
-        return "0 passed, 0 failed: pytest did not run"
-    suites = list(ElementTree.parse(report).getroot().iter("testsuite"))  # noqa: S314  we made it
+def summarise(*reports: Path) -> str:
+    """Return ``N passed, N failed, N skipped`` of JUnit reports."""
+    if missing := sum(not report.exists() for report in reports):
+        return f"pytest did not end properly, {missing} times of {len(reports)}"
+    suites = [
+        suite
+        for report in reports
+        for suite in ElementTree.parse(report).getroot().iter("testsuite")  # noqa: S314  we made it
+    ]
 
     def total(name: str) -> int:
         return sum(int(suite.get(name, "0")) for suite in suites)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -77,7 +76,7 @@ def restart(
     """Restart a worker: it finishes what runs, hands in, and starts anew."""
     from vllm_batch.worker_control import Restart
 
-    _say(_order(home, name, Restart(requested_by=_who(), now=now)), as_json)
+    _say(_order(home, name, Restart(requested_by=output.who(), now=now)), as_json)
 
 
 @app.command()
@@ -91,7 +90,7 @@ def clear_gpu(
     from vllm_batch.worker_control import ClearGpu
 
     _confirm(f"Stop the engine of {name} and kill its leftovers on the GPU?", yes)
-    _say(_order(home, name, ClearGpu(requested_by=_who())), as_json)
+    _say(_order(home, name, ClearGpu(requested_by=output.who())), as_json)
 
 
 @app.command()
@@ -105,7 +104,7 @@ def kill(
     from vllm_batch.worker_control import Kill
 
     _confirm(f"Kill the engine of {name} now? What it is computing is computed again.", yes)
-    _say(_order(home, name, Kill(requested_by=_who())), as_json)
+    _say(_order(home, name, Kill(requested_by=output.who())), as_json)
 
 
 @app.command()
@@ -115,7 +114,7 @@ def clear(name: WorkerArgument, home: HomeOption = None, as_json: JsonOption = F
 
     async def ask(store: JetStreamEventStore) -> str:
         try:
-            await worker_orders.clear(store, name, requested_by=_who())
+            await worker_orders.clear(store, name, requested_by=output.who())
         except AlreadyDone as error:
             return str(error)
         return f"cleared {name}"
@@ -225,14 +224,6 @@ def _say(reply: Reply, as_json: bool) -> None:
 def _confirm(question: str, yes: bool) -> None:
     if not yes:
         typer.confirm(question, abort=True)
-
-
-def _who() -> str:
-    """Return who is asking, for the event: the user of the operating system."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"
 
 
 def _with_store(

@@ -4,12 +4,14 @@ The server numbers what it sends to a consumer. Any gap in those numbers, silenc
 the heartbeats allow, or a reconnect leads to a fresh consumer from the last sequence that was seen.
 Flow control is answered only after a batch was taken, so a slow reader holds the server back and
 memory stays bounded.
+
+A follower of one subject names it in the subject of its request, where NATS can refuse it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 import nats.errors
 import structlog
@@ -25,6 +27,7 @@ HEARTBEAT_SECONDS = 1.0
 SILENCE_SECONDS = 3.0
 RETRY_SECONDS = 0.5
 INACTIVE_SECONDS = 30.0
+READ_INACTIVE_SECONDS = 2.0
 BATCH_EVENTS_MAX = 2000
 
 Raw = tuple[int, bytes]
@@ -50,13 +53,16 @@ class Follower:
         self._broken = False
         self._next_number = 1
         self._consumer = ""
+        self._left = 0
 
-    async def batches(self) -> AsyncIterator[list[Raw]]:
-        """Yield (sequence, payload) lists for ever."""
+    async def batches(self, *, to_end: bool = False) -> AsyncGenerator[list[Raw], None]:
+        """Yield (sequence, payload) lists for ever, or ``to_end``: those that are there."""
         while True:
             try:
-                async for batch in self._session():
+                async for batch in self._session(to_end):
                     yield batch
+                if to_end:
+                    return
             except (
                 _Gap,
                 nats.errors.Error,
@@ -70,7 +76,7 @@ class Follower:
                 if not isinstance(error, _Gap):
                     await asyncio.sleep(RETRY_SECONDS)
 
-    async def _session(self) -> AsyncIterator[list[Raw]]:
+    async def _session(self, to_end: bool) -> AsyncIterator[list[Raw]]:
         client = self._connection.client
         inbox = client.new_inbox()
         self._reset()
@@ -79,8 +85,8 @@ class Follower:
         )
         self._connection.on_reconnect.add(self._break)
         try:
-            await self._create_consumer(inbox)
-            while True:
+            await self._create_consumer(inbox, to_end)
+            while not to_end or self._left > 0:
                 await self._wait()
                 while self._buffer:
                     batch, self._buffer = (
@@ -88,6 +94,7 @@ class Follower:
                         self._buffer[BATCH_EVENTS_MAX:],
                     )
                     self.position = batch[-1][0]
+                    self._left -= len(batch)
                     yield batch
                 await self._release_flow()
         finally:
@@ -102,16 +109,19 @@ class Follower:
         self._next_number = 1
         self._consumer = ""
 
-    async def _create_consumer(self, inbox: str) -> None:
+    async def _create_consumer(self, inbox: str, to_end: bool) -> None:
+        single = self._subjects[0] if len(self._subjects) == 1 else None
         config = ConsumerConfig(
+            name=inbox.rpartition(".")[2] if single else None,
             deliver_subject=inbox,
             ack_policy=AckPolicy.NONE,
             deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
             opt_start_seq=self.position + 1,
-            filter_subjects=self._subjects,
+            filter_subject=single,
+            filter_subjects=None if single else self._subjects,
             flow_control=True,
             idle_heartbeat=HEARTBEAT_SECONDS,
-            inactive_threshold=INACTIVE_SECONDS,
+            inactive_threshold=READ_INACTIVE_SECONDS if to_end else INACTIVE_SECONDS,
             max_deliver=1,
             mem_storage=True,
             num_replicas=1,
@@ -119,6 +129,7 @@ class Follower:
         js = self._connection.client.jetstream(timeout=SILENCE_SECONDS)
         info = await js.add_consumer(self._stream, config)
         self._consumer = info.name
+        self._left = info.num_pending or 0
 
     async def _wait(self) -> None:
         try:

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
+from enum import Enum
 
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
-from nats.js.errors import APIError, NoStreamResponseError
+from nats.js.errors import (
+    APIError,
+    NoStreamResponseError,
+    NotFoundError,
+    ServerError,
+    ServiceUnavailableError,
+)
+from prometheus_client import CollectorRegistry
 
-from vllm_batch import ids
+from vllm_batch import ids, tracing
 from vllm_batch.clock import Clock, SystemClock
 from vllm_batch.errors import Conflict, EventStoreError, EventStoreUnavailable
 from vllm_batch.event_store.follower import Follower
@@ -27,13 +36,19 @@ from vllm_batch.events import Event, Recorded, decode, encode
 from vllm_batch.ids import EventId
 from vllm_batch.messaging import connection, subjects, topology
 from vllm_batch.messaging.connection import Connection
+from vllm_batch.metrics.event_log import EventLogMetrics
 from vllm_batch.settings import Settings
 
 ATTEMPT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 5.0
 READ_ATTEMPTS = 4
 READ_BATCH = 500
+LAGGING_SECONDS = 5.0
+"""How long a replica may lag behind the one that took an append."""
+STREAMS_SECONDS = 15.0
+"""How long who may not make the streams waits for who does."""
 _WRONG_LAST_SEQUENCE = 10071
+_NAMED_SEQUENCE = re.compile(r"(\d+)\s*$")
 _BACKOFF_SECONDS = (0.05, 0.1, 0.2, 0.5, 1.0)
 _TRANSIENT = (
     nats.errors.TimeoutError,
@@ -43,8 +58,21 @@ _TRANSIENT = (
     nats.errors.StaleConnectionError,
     nats.errors.OutboundBufferLimitError,
     NoStreamResponseError,
+    ServerError,
+    ServiceUnavailableError,
     ConnectionError,
 )
+
+
+class Access(Enum):
+    """What the user that a process connects as may do on NATS; see `messaging.permissions`."""
+
+    FULL = "full"
+    """Reads the whole log, and makes the streams where they are missing."""
+    READER = "reader"
+    """Reads the whole log; somebody else makes the streams."""
+    FILTERED = "filtered"
+    """Reads some nouns only, a subject at a time, through consumers whose filter NATS checks."""
 
 
 class JetStreamEventStore:
@@ -56,16 +84,24 @@ class JetStreamEventStore:
         settings: Settings,
         *,
         source: str,
+        access: Access = Access.FULL,
         clock: Clock | None = None,
+        metrics: EventLogMetrics | None = None,
         new_event_id: Callable[[], EventId] = ids.new_event_id,
     ) -> None:
         self.connection = connection
         self.js: JetStreamContext = connection.client.jetstream(timeout=ATTEMPT_SECONDS)
         self._settings = settings
         self._source = source
+        self._access = access
         self._clock = clock or SystemClock()
         self._new_event_id = new_event_id
+        self.metrics = metrics or EventLogMetrics(CollectorRegistry())
         self._in_flight = asyncio.Semaphore(settings.append_in_flight_max)
+
+    def measure_connection(self) -> None:
+        """Bring the gauge of the connection up to date."""
+        self.metrics.connected.set(self.connection.client.is_connected)
 
     async def append(
         self,
@@ -78,15 +114,21 @@ class JetStreamEventStore:
         """Record ``event``; see `EventStore.append`."""
         event_id = event_id or self._new_event_id()
         now = at or self._clock.now()
-        payload = encode(event, event_id=event_id, source=self._source, time=now)
+        trace = tracing.headers()
+        traceparent = trace.get("traceparent")
+        payload = encode(
+            event, event_id=event_id, source=self._source, time=now, traceparent=traceparent
+        )
         headers = {
+            **trace,
             "Nats-Msg-Id": event_id,
             "Nats-Expected-Last-Subject-Sequence": str(expected),
             "Nats-Expected-Last-Subject-Sequence-Subject": subjects.of_aggregate(event),
         }
         async with self._in_flight:
-            seq = await self._publish(event, payload, headers, event_id)
-        return Recorded(seq, event_id, now, self._source, event)
+            with self.metrics.appending(event.TYPE):
+                seq = await self._publish(event, payload, headers, event_id)
+        return Recorded(seq, event_id, now, self._source, event, traceparent)
 
     async def _publish(
         self, event: Event, payload: bytes, headers: dict[str, str], event_id: EventId
@@ -96,18 +138,11 @@ class JetStreamEventStore:
         subject = subjects.of_event(event)
         for attempt in range(1_000_000):
             try:
-                async with asyncio.timeout(ATTEMPT_SECONDS + 1):
-                    ack = await self.js.publish(subject, payload, headers=dict(headers))
-            except APIError as error:
-                if error.err_code == _WRONG_LAST_SEQUENCE:
-                    return await self._recorded_before(event, event_id)
-                if error.code not in {500, 503}:
-                    raise EventStoreError(f"{subject} was refused: {error}") from error
-                reason: Exception = error
+                return await self._publish_once(event, payload, headers, event_id)
             except (*_TRANSIENT, TimeoutError) as error:
-                reason = error
-            else:
-                return int(ack.seq)
+                reason: Exception = error
+            except APIError as error:
+                raise EventStoreError(f"{subject} was refused: {error}") from error
             pause = _BACKOFF_SECONDS[min(attempt, len(_BACKOFF_SECONDS) - 1)]
             pause *= random.uniform(0.5, 1.5)  # noqa: S311 - jitter, not a secret
             if loop.time() + pause > deadline:
@@ -117,7 +152,22 @@ class JetStreamEventStore:
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def _recorded_before(self, event: Event, event_id: EventId) -> int:
+    async def _publish_once(
+        self, event: Event, payload: bytes, headers: dict[str, str], event_id: EventId
+    ) -> int:
+        """Return the event's sequence. Raises Conflict, and what JetStream and NATS raise."""
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS + 1):
+                ack = await self.js.publish(
+                    subjects.of_event(event), payload, headers=dict(headers)
+                )
+        except APIError as error:
+            if error.err_code == _WRONG_LAST_SEQUENCE:
+                return await self._recorded_before(event, event_id, error)
+            raise
+        return int(ack.seq)
+
+    async def _recorded_before(self, event: Event, event_id: EventId, error: APIError) -> int:
         """Return the sequence if the aggregate's last event is this very one (a lost
         acknowledgement).
 
@@ -125,19 +175,44 @@ class JetStreamEventStore:
         2.15.1).
         """
         subject = subjects.of_aggregate(event)
-        try:
-            # The stream's leader answers this one; a direct get may come from a lagging replica.
-            message = await self.js.get_last_msg(topology.EVENTS, subject)
-        except (APIError, *_TRANSIENT, TimeoutError) as error:
+        last = await self._last_of(subject, error)
+        if last is None:
             raise Conflict(f"{subject} has moved on") from error
-        if message.data and message.seq is not None:
-            last = decode(message.data, message.seq)
-            if last.id == event_id:
-                return last.seq
-        raise Conflict(f"{subject} is at {message.seq}")
+        if last.id == event_id:
+            return last.seq
+        raise Conflict(f"{subject} is at {last.seq}")
+
+    async def _last_of(self, subject: str, refusal: APIError) -> Recorded | None:
+        """Return the newest event of an aggregate, where ``refusal`` is of an append to it."""
+        if self._access is not Access.FILTERED:
+            try:
+                # The stream's leader answers this one; a direct get may come from a lagging
+                # replica.
+                message = await self.js.get_last_msg(topology.EVENTS, subject)
+            except NotFoundError:
+                return None
+            if message.data is None or message.seq is None:
+                return None
+            return decode(message.data, message.seq)
+        # The refusal names the sequence: what is read belongs to a replica that may not have it.
+        named = _NAMED_SEQUENCE.search(refusal.description or "")
+        wanted = int(named[1]) if named else 0
+        deadline = asyncio.get_running_loop().time() + LAGGING_SECONDS
+        while asyncio.get_running_loop().time() < deadline:
+            async with aclosing(self._read_filtered(subject, wanted - 1)) as batches:
+                found = [recorded async for batch in batches for recorded in batch]
+            if found:
+                return found[-1]
+            await asyncio.sleep(_BACKOFF_SECONDS[1])
+        return None
 
     async def read(self, subject: str, *, after: int = 0) -> AsyncIterator[list[Recorded]]:
         """Yield what is in the log now; see `EventStore.read`."""
+        if self._access is Access.FILTERED:
+            async with aclosing(self._read_filtered(subject, after)) as batches:
+                async for batch in batches:
+                    yield batch
+            return
         position = after
         while True:
             batch, pending = await self._direct_get(subject, position + 1)
@@ -146,6 +221,21 @@ class JetStreamEventStore:
                 position = batch[-1].seq
             if not batch or pending == 0:
                 return
+
+    async def _read_filtered(
+        self, subject: str, after: int
+    ) -> AsyncGenerator[list[Recorded], None]:
+        follower = Follower(self.connection, topology.EVENTS, [subject], after=max(after, 0))
+        async with aclosing(follower.batches(to_end=True)) as batches:
+            while True:
+                try:
+                    async with asyncio.timeout(READ_TIMEOUT_SECONDS * READ_ATTEMPTS):
+                        batch = await anext(batches)
+                except StopAsyncIteration:
+                    return
+                except TimeoutError as error:
+                    raise EventStoreUnavailable(f"reading {subject} got no answer") from error
+                yield [decode(payload, seq) for seq, payload in batch]
 
     async def _direct_get(self, subject: str, seq: int) -> tuple[list[Recorded], int]:
         for attempt in range(READ_ATTEMPTS):
@@ -221,17 +311,49 @@ class JetStreamEventStore:
 
 
 @asynccontextmanager
-async def connect(settings: Settings, *, source: str) -> AsyncIterator[JetStreamEventStore]:
+async def connect(
+    settings: Settings,
+    *,
+    source: str,
+    access: Access = Access.FULL,
+    metrics: EventLogMetrics | None = None,
+) -> AsyncIterator[JetStreamEventStore]:
     """Yield a connected event store whose streams exist. ``source`` names the process in its
     events.
 
     Raises:
-        EventStoreUnavailable: no NATS server answers.
+        EventStoreUnavailable: no NATS server answers or takes the password, or nobody has made the
+            streams and this process may not.
+        StackError: a file of the settings for TLS cannot be used.
     """
     try:
         async with connection.connect(settings, source) as opened:
-            store = JetStreamEventStore(opened, settings, source=source)
-            await topology.ensure_streams(store.js, settings)
+            store = JetStreamEventStore(
+                opened, settings, source=source, access=access, metrics=metrics
+            )
+            if access is Access.FULL:
+                await topology.ensure_streams(store.js, settings)
+            else:
+                await _streams_exist(store.js)
             yield store
     except nats.errors.NoServersError as error:
-        raise EventStoreUnavailable(f"no NATS server answers at {settings.nats_url}") from error
+        where = connection.without_passwords(settings.nats_url)
+        raise EventStoreUnavailable(
+            f"no NATS server answers at {where}, or it refuses the user, password or certificate"
+        ) from error
+
+
+async def _streams_exist(js: JetStreamContext) -> None:
+    """Wait until a gateway has made the streams."""
+    deadline = asyncio.get_running_loop().time() + STREAMS_SECONDS
+    while asyncio.get_running_loop().time() < deadline:
+        try:
+            await js.stream_info(topology.EVENTS)
+        except (NotFoundError, *_TRANSIENT, TimeoutError):
+            await asyncio.sleep(_BACKOFF_SECONDS[2])
+        else:
+            return
+    raise EventStoreUnavailable(
+        f"the streams are not there after {STREAMS_SECONDS:g} s: start the api or an orchestrator, "
+        "which make them"
+    )

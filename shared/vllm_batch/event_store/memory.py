@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
 
-from vllm_batch import ids
+from vllm_batch import ids, tracing
 from vllm_batch.clock import Clock, SystemClock
 from vllm_batch.errors import Conflict
 from vllm_batch.events import Event, Recorded, decode, encode
@@ -63,7 +63,13 @@ class MemoryEventStore:
                 return again
             raise Conflict(f"{aggregate} is at {last}, not at {expected}")
         now = at or self._clock.now()
-        payload = encode(event, event_id=event_id, source=self._source, time=now)
+        payload = encode(
+            event,
+            event_id=event_id,
+            source=self._source,
+            time=now,
+            traceparent=tracing.traceparent(),
+        )
         async with self._grown:
             self._log.append((subject_names.of_event(event), payload))
             self._last[aggregate] = seq = len(self._log)

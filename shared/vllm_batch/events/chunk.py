@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from vllm_batch.events.base import Event, Usage
+from vllm_batch.events.base import Effort, Event, Usage
 from vllm_batch.ids import JobId, WorkerId
 
 
@@ -26,21 +26,40 @@ class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     failed: int
 
 
-class Cut(msgspec.Struct, frozen=True):
-    """The limits a whole file was cut into chunks by."""
+class Cut(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a whole file was cut into chunks.
+
+    ``arrangement``: the key of the blobs that have the requests in another order and tell which;
+    None where chunks are ranges of the input file. ``aliases``: what the names that requests ask
+    for meant at that time.
+    """
 
     requests_max: int
     bytes_max: int
+    arrangement: str | None = None
+    aliases: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """The first ``bytes`` bytes of a prompt, as a hash: the same in every batch."""
+
+    bytes: int
+    hash: str
 
 
 class ChunkPlanned(_ChunkEvent, frozen=True, kw_only=True):
-    """``count`` requests in bytes [offset, offset + length) of ``blob``; lines count from 1.
+    """``count`` requests for ``model`` in bytes [offset, offset + length) of ``blob``, which is the
+    input file or a copy of it in another order; ``first_line`` is the first one's line in the input
+    file, from 1.
 
     ``cut`` is on a job's chunk 0, which is recorded first: whoever goes on with the planning after
-    a crash keeps to these limits, so that every request is in exactly one chunk.
+    a crash keeps to it, so that every request is in exactly one chunk. ``alias``: the name that
+    the requests ask for, where it is not the model's. ``prefix``: what all their prompts begin
+    with.
     """
 
     TYPE: ClassVar[str] = "chunk.planned"
+    VERSION: ClassVar[int] = 2
 
     blob: str
     offset: int
@@ -50,6 +69,8 @@ class ChunkPlanned(_ChunkEvent, frozen=True, kw_only=True):
     endpoint: str
     model: str
     cut: Cut | None = None
+    alias: str | None = None
+    prefix: Prefix | None = None
 
 
 class ChunkLeased(_ChunkEvent, frozen=True, kw_only=True):
@@ -62,8 +83,8 @@ class ChunkLeased(_ChunkEvent, frozen=True, kw_only=True):
 
 
 class _ChunkRecorded(_ChunkEvent, frozen=True, kw_only=True):
-    """``completed``, ``failed`` and ``usage`` are totals of the chunk over all epochs, not
-    increments."""
+    """``completed``, ``failed``, ``usage`` and ``effort`` are totals of the chunk over all epochs,
+    not increments."""
 
     epoch: int
     worker_id: WorkerId
@@ -76,8 +97,10 @@ class ChunkProgressed(_ChunkRecorded, frozen=True, kw_only=True):
     """Results were checkpointed."""
 
     TYPE: ClassVar[str] = "chunk.progressed"
+    VERSION: ClassVar[int] = 2
 
     segment: Segment
+    effort: Effort = Effort()
 
 
 class ChunkCompleted(_ChunkRecorded, frozen=True, kw_only=True):
@@ -85,17 +108,25 @@ class ChunkCompleted(_ChunkRecorded, frozen=True, kw_only=True):
     left."""
 
     TYPE: ClassVar[str] = "chunk.completed"
+    VERSION: ClassVar[int] = 2
 
     segment: Segment | None = None
+    effort: Effort = Effort()
 
 
 class ChunkReleased(_ChunkEvent, frozen=True, kw_only=True):
-    """The lease of ``epoch`` is over before the end; the chunk may be leased again."""
+    """The lease of ``epoch`` is over before the end; the chunk may be leased again.
+
+    ``effort``: the chunk's total with what was aborted; None where whoever took the lease away does
+    not know.
+    """
 
     TYPE: ClassVar[str] = "chunk.released"
+    VERSION: ClassVar[int] = 2
 
     epoch: int
     reason: Literal["drained", "worker_lost", "engine_failed", "cancelled", "expired", "error"]
+    effort: Effort | None = None
 
 
 class ChunkClosed(_ChunkEvent, frozen=True, kw_only=True):

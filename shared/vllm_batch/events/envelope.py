@@ -39,6 +39,7 @@ class Recorded(msgspec.Struct, frozen=True):
     time: datetime
     source: str
     event: Event
+    traceparent: str | None = None
 
 
 _encoder = msgspec.json.Encoder()
@@ -91,4 +92,4 @@ def decode(payload: bytes, seq: int) -> Recorded:
         event = _data_decoder(cls).decode(envelope.data)
     else:
         event = upcast(cls, envelope.dataversion, envelope.data)
-    return Recorded(seq, envelope.id, envelope.time, envelope.source, event)
+    return Recorded(seq, envelope.id, envelope.time, envelope.source, event, envelope.traceparent)

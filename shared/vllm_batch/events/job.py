@@ -55,7 +55,8 @@ class JobSubmitted(_JobEvent, frozen=True, kw_only=True):
 
 
 class JobStarted(_JobEvent, frozen=True, kw_only=True):
-    """The file is valid and planned: ``total`` requests in ``chunks`` chunks, all for ``model``."""
+    """The file is valid and planned: ``total`` requests in ``chunks`` chunks. ``model`` is the
+    first request's; where a batch mixes models, each chunk says its own."""
 
     TYPE: ClassVar[str] = "job.started"
 
@@ -136,6 +137,13 @@ class JobCancelled(_JobEnded, frozen=True, kw_only=True):
     TYPE: ClassVar[str] = "job.cancelled"
 
 
+class JobRetired(_JobEvent, frozen=True, kw_only=True):
+    """It ended long ago: its output and error file and its results are gone, and clients are not
+    shown it any more. What it used and cost stays on record."""
+
+    TYPE: ClassVar[str] = "job.retired"
+
+
 JobEvent = (
     JobSubmitted
     | JobStarted
@@ -147,4 +155,5 @@ JobEvent = (
     | JobCompleted
     | JobExpired
     | JobCancelled
+    | JobRetired
 )

@@ -1,7 +1,7 @@
 """From an old version of an event's data to the next one, applied in steps when reading.
 
 ``UPCASTERS[type, version]`` takes the data as it was written under ``version`` (a plain mapping)
-and returns it as ``version + 1`` has it. None is needed yet: every event is at version 1.
+and returns it as ``version + 1`` has it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,41 @@ from vllm_batch.events.base import Event
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-UPCASTERS: dict[tuple[str, int], Upcaster] = {}
+
+def _chunk_planned_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 may say an alias and a prefix; chunks planned before had neither."""
+    return data
+
+
+def _chunk_recorded_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 may say what the work took; nobody measured it before."""
+    return data
+
+
+def _apikey_created_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Before version 2 every key opened its project, and ``scopes`` was what it opened besides."""
+    return {**data, "scopes": sorted({"batch", "inference", "read", *data.get("scopes", ())})}
+
+
+def _nobody_asked_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 says who asked for it; that was not written down before."""
+    return data
+
+
+UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    ("apikey.created", 1): _apikey_created_1,
+    ("apikey.revoked", 1): _nobody_asked_1,
+    ("chunk.completed", 1): _chunk_recorded_1,
+    ("chunk.planned", 1): _chunk_planned_1,
+    ("chunk.progressed", 1): _chunk_recorded_1,
+    ("chunk.released", 1): _chunk_recorded_1,
+    ("webhook.endpoint_created", 1): _nobody_asked_1,
+    ("webhook.endpoint_deleted", 1): _nobody_asked_1,
+    ("webhook.endpoint_disabled", 1): _nobody_asked_1,
+    ("webhook.endpoint_enabled", 1): _nobody_asked_1,
+    ("webhook.endpoint_updated", 1): _nobody_asked_1,
+    ("webhook.secret_rotated", 1): _nobody_asked_1,
+}
 
 
 def upcast(

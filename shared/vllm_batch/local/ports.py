@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_batch.errors import StackError
@@ -45,6 +46,28 @@ def pick(
     raise StackError(
         f"no free TCP port found between {_LOWEST} and {highest}; give one with --port"
     )
+
+
+def choose(
+    usual: Mapping[str, int | None], before: Mapping[str, int], *, api: int | None
+) -> dict[str, int]:
+    """Return a port for each name of ``usual``: that of the last time, or the usual one, or any.
+
+    ``api``: the port of that name; 0 takes any free one, None the usual ones where they are free.
+    """
+    found: dict[str, int] = {}
+    for name, wanted in usual.items():
+        if name == "api" and api:
+            found[name] = require(api)
+            continue
+        preferred = before.get(name) or (wanted if api is None else None)
+        found[name] = pick(preferred, avoid=frozenset(found.values()))
+    return found
+
+
+def loopback_url(port: int, *, tls: object = None) -> str:
+    """Return the root URL of a server of ours; ``tls``: its certificate, if it has one."""
+    return f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
 
 
 def require(port: int) -> int:

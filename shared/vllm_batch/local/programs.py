@@ -52,6 +52,28 @@ def watchdog_spec(name: str, environment: Mapping[str, str]) -> ServiceSpec:
     )
 
 
+def bridge_spec(settings: Settings, environment: Mapping[str, str]) -> ServiceSpec:
+    """Return the Label Studio bridge."""
+    return ServiceSpec(
+        name="labelstudio-bridge",
+        argv=(sys.executable, "-m", "batch_labelstudio"),
+        env=environment,
+        port=settings.bridge_port,
+        ready_seconds=_START_SECONDS,
+    )
+
+
+def admin_ui_spec(settings: Settings, environment: Mapping[str, str]) -> ServiceSpec:
+    """Return the admin web UI."""
+    return ServiceSpec(
+        name="admin-ui",
+        argv=(sys.executable, "-m", "batch_admin"),
+        env=environment,
+        port=settings.admin_port,
+        ready_seconds=_START_SECONDS,
+    )
+
+
 def worker_spec(name: str, settings: Settings, environment: Mapping[str, str]) -> ServiceSpec:
     """Return a GPU worker, which starts its engine itself."""
     return ServiceSpec(
@@ -60,6 +82,16 @@ def worker_spec(name: str, settings: Settings, environment: Mapping[str, str]) -
         env={**environment, **environment_of({"worker_name": name})},
         ready_seconds=settings.engine_ready_seconds + _ENGINE_SLACK_SECONDS,
         stop_seconds=settings.drain_notice_seconds + _DRAIN_SLACK_SECONDS,
+    )
+
+
+def trainer_spec(environment: Mapping[str, str]) -> ServiceSpec:
+    """Return the trainer, which fine-tunes in the engine's environment."""
+    return ServiceSpec(
+        name="trainer",
+        argv=(sys.executable, "-m", "batch_gpu_worker", "trainer"),
+        env={**environment, **environment_of({"worker_name": "trainer"})},
+        ready_seconds=_START_SECONDS,
     )
 
 

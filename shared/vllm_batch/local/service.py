@@ -78,6 +78,7 @@ class SupervisedService:
             state=self._state,
             pid=pid,
             port=self.spec.port,
+            metrics_port=self.spec.metrics_port,
             restarts=self._restarts,
             since=self._since,
             status=self._status,
@@ -113,7 +114,8 @@ class SupervisedService:
                 self.log.note("did not stop in time; killing it")
                 self._kill_group()
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._exited.wait(), _KILL_SECONDS)
+                    async with asyncio.timeout(_KILL_SECONDS):
+                        await self._exited.wait()
         if self._task:
             await asyncio.wait({self._task}, timeout=_KILL_SECONDS)
         self._unlisten()
@@ -182,7 +184,8 @@ class SupervisedService:
         self._set(ServiceState.CRASH_LOOPING if looping else ServiceState.BACKOFF)
         delay = self._backoff.delay(self._deaths, self._rng.random())
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), delay)
+            async with asyncio.timeout(delay):
+                await self._stopping.wait()
         if self._ever_ready:
             self._restarts += 1
 

@@ -37,6 +37,7 @@ class ServiceSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     cwd: Path | None = None
     port: int | None = None
+    metrics_port: int | None = None
     probe: Probe | None = None
     """Tells whether the service answers; None: it sends READY=1 itself (sd_notify)."""
     stuck: Probe | None = None
@@ -82,5 +83,6 @@ class ServiceStatus:
     """Unix time of the last change of state."""
     status: str
     """What the service says of itself (STATUS=), or why it died."""
+    metrics_port: int | None = None
     started: float | None = None
     """Creation time of the process as the kernel has it, to tell a re-used pid."""

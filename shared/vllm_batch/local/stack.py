@@ -17,29 +17,39 @@ from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
 from vllm_batch.errors import StackError
-from vllm_batch.local import leftovers, ports, state
-from vllm_batch.local.api_key import ensure_api_key
+from vllm_batch.local import leftovers, metrics, ports, state
+from vllm_batch.local.api_key import ensure_api_keys
 from vllm_batch.local.engine import EngineChoice, prepare_engine
+from vllm_batch.local.environments import Environments
 from vllm_batch.local.handle import ServiceHandle
 from vllm_batch.local.home import Home
 from vllm_batch.local.loop_thread import LoopThread
-from vllm_batch.local.nats import nats_spec
+from vllm_batch.local.nats import nats_spec, nats_url
+from vllm_batch.local.ports import loopback_url
 from vllm_batch.local.postgres import postgres_spec
 from vllm_batch.local.programs import (
+    admin_ui_spec,
     api_spec,
+    bridge_spec,
     environment_of,
     orchestrator_spec,
+    trainer_spec,
     watchdog_spec,
     worker_spec,
 )
+from vllm_batch.local.secret_file import ensure_secret
 from vllm_batch.local.spec import Backoff, ServiceSpec, ServiceStatus
 from vllm_batch.local.supervisor import Supervisor
+from vllm_batch.local.tools import apply_tools
 from vllm_batch.local.validated import validated_settings
+from vllm_batch.messaging.permissions import Role
 from vllm_batch.settings import Settings
 
 DEFAULT_PORT = 4080
 EngineName = Literal["vllm", "openai", "simulated"]
-ALL_ROLES = frozenset({"nats", "postgres", "api", "orchestrator", "worker", "watchdog"})
+CORE_ROLES = frozenset({"nats", "postgres", "api", "orchestrator", "worker", "watchdog"})
+ALL_ROLES = CORE_ROLES | {"bridge", "admin-ui", "trainer"}
+_PORTS = {"api": DEFAULT_PORT, "nats": None, "nats_monitor": None, "admin": 4081, "bridge": 4082}
 _SERVERS = frozenset({"nats", "postgres"})
 T = TypeVar("T")
 
@@ -64,7 +74,7 @@ class LocalStack:
         settings_overrides: Mapping[str, Any] | None = None,
         extra_env: Mapping[str, str] | None = None,
         extra_services: Collection[ServiceSpec] = (),
-        only: Collection[str] = ALL_ROLES,
+        only: Collection[str] = CORE_ROLES,
         backoff: Backoff | None = None,
         on_change: Callable[[state.StackState], None] | None = None,
         on_progress: Callable[[str], None] | None = None,
@@ -104,7 +114,12 @@ class LocalStack:
     @property
     def api_url(self) -> str:
         """Base URL of the OpenAI-compatible API, ending in /v1."""
-        return f"http://127.0.0.1:{self.settings.api_port}/v1"
+        return f"{loopback_url(self.settings.api_port, tls=self.settings.api_tls_cert)}/v1"
+
+    @property
+    def admin_url(self) -> str:
+        """Root URL of the admin UI."""
+        return loopback_url(self.settings.admin_port, tls=self.settings.admin_tls_cert)
 
     @property
     def api_key(self) -> str:
@@ -203,8 +218,8 @@ class LocalStack:
 
     def add_worker(self, name: str, **settings_overrides: Any) -> ServiceHandle:
         """Start one more worker, with settings of its own; returns when it is ready."""
-        environment = {**self._environment, **environment_of(settings_overrides)}
-        return self.add_service(worker_spec(name, self.settings, environment))
+        environment = {**self._environments.of(Role.WORKER), **environment_of(settings_overrides)}
+        return self.add_service(self._measured(worker_spec(name, self.settings, environment)))
 
     def add_service(self, spec: ServiceSpec) -> ServiceHandle:
         """Start one more service; returns when it is ready. Raises StackError if it fails."""
@@ -227,35 +242,38 @@ class LocalStack:
         leftovers.end_recorded((s.pid, s.started) for s in before.services if s.pid)
         self._state = "starting"
         self._supervisor = self._new_supervisor()
-        self._choose_ports(before.ports)
+        chosen_ports = ports.choose(_PORTS, before.ports, api=self._port)
+        self._ports = {**metrics.ports_of(before.ports), **chosen_ports}
         base = validated_settings(self.home, **self._overrides)
         chosen = prepare_engine(
-            self._engine, base, needed=self._wants("worker"), on_progress=self._on_progress
-        )
+            self._engine, base, needed=self._wants("worker") or self._wants("trainer"),
+            training=self._wants("trainer"), on_progress=self._on_progress,
+        )  # fmt: skip
         servers, dsn = self._servers()
         values = {
             "home": self.home.root,
-            "nats_url": f"nats://127.0.0.1:{self._ports['nats']}",
+            "nats_url": nats_url(self.home, self._ports["nats"], Role.OPERATOR),
             "postgres_dsn": dsn,
             "api_port": self._ports["api"],
+            "admin_port": self._ports["admin"],
+            "bridge_port": self._ports["bridge"],
+            "bridge_url": loopback_url(self._ports["bridge"], tls=base.bridge_tls_cert),
+            "gateway_url": loopback_url(self._ports["api"], tls=base.api_tls_cert),
+            "label_studio_webhook_secret": ensure_secret(self.home.webhook_secret_file),
+            "secret_key": ensure_secret(self.home.secret_key_file),
             **chosen.settings,
             **self._overrides,
         }
         self._settings = validated_settings(self.home, **values)
         values["model_name"] = self._settings.model_name
-        self._environment = {**environment_of(values), **chosen.environment, **self._extra_env}
+        ours = self._wants("nats") and "nats_url" not in self._overrides
+        self._environments = Environments(
+            self.home, values, {**chosen.environment, **self._extra_env},
+            nats_port=self._ports["nats"] if ours else None,
+        )  # fmt: skip
         self._on_progress("")
         self._loop = LoopThread("supervisor")
         self._loop.call(self._start(servers))
-
-    def _choose_ports(self, before: Mapping[str, int]) -> None:
-        wanted = DEFAULT_PORT if self._port is None else None
-        api = ports.require(self._port) if self._port else ports.pick(before.get("api") or wanted)
-        taken = {api}
-        for name in ("nats", "nats_monitor"):
-            self._ports[name] = ports.pick(before.get(name), avoid=frozenset(taken))
-            taken.add(self._ports[name])
-        self._ports["api"] = api
 
     def _servers(self) -> tuple[list[ServiceSpec], str]:
         specs, dsn = [], "postgresql://postgres@127.0.0.1:1/none"
@@ -275,6 +293,10 @@ class LocalStack:
     def _wants(self, role: str) -> bool:
         return role in self._only
 
+    def _trains(self) -> bool:
+        """Tell whether a trainer runs: it needs an environment that can train."""
+        return self._wants("trainer") and self.settings.engine_python is not None
+
     def _new_supervisor(self) -> Supervisor:
         return Supervisor(self.home, backoff=self._backoff, changed=self._service_changed)
 
@@ -284,26 +306,47 @@ class LocalStack:
         return self._loop
 
     async def _start(self, servers: list[ServiceSpec]) -> None:
-        gateway = [api_spec(self.settings, self._environment)] if self._wants("api") else []
+        environment = {role: self._environments.of(role) for role in Role}
+        gateway = [api_spec(self.settings, environment[Role.API])] if self._wants("api") else []
         if self._wants("orchestrator"):
             names = _numbered("orchestrator", self._orchestrators)
-            gateway += [orchestrator_spec(name, self._environment) for name in names]
+            gateway += [orchestrator_spec(name, environment[Role.ORCHESTRATOR]) for name in names]
         if self._wants("watchdog"):
-            gateway.append(watchdog_spec("watchdog", self._environment))
+            gateway.append(watchdog_spec("watchdog", environment[Role.WATCHDOG]))
         workers = [
-            worker_spec(f"worker-{number}", self.settings, self._environment)
+            worker_spec(f"worker-{number}", self.settings, environment[Role.WORKER])
             for number in range(1, self._workers + 1)
             if self._wants("worker")
         ]
-        everything = [*servers, *gateway, *workers, *self._extra_services]
-        self._supervisor.announce(everything)
+        if self._trains():
+            workers.append(trainer_spec(environment[Role.TRAINER]))
+        gateway, workers = [*map(self._measured, gateway)], [*map(self._measured, workers)]
+        self._supervisor.announce([*servers, *gateway, *workers, *self._extra_services])
         await self._supervisor.start(*(spec.name for spec in servers))
         if self._only - _SERVERS and self._wants("nats"):
-            await ensure_api_key(self.home, self.settings)
+            await ensure_api_keys(self.home, self.settings)
+            await apply_tools(self.home, self.settings, self.service("nats").pid)
+            clients = [*map(self._measured, self._clients_of_the_api())]
+            self._supervisor.announce(clients)
+            gateway += clients
         await self._supervisor.start(*(spec.name for spec in gateway))
         await self._supervisor.start(*(spec.name for spec in (*workers, *self._extra_services)))
         self._state = "ready"
         self._service_changed()
+
+    def _clients_of_the_api(self) -> list[ServiceSpec]:
+        """Return the services that call our own API; the keys they get have to be there."""
+        clients = []
+        if self._wants("bridge"):
+            environment = self._environments.of(Role.BRIDGE, key_file=self.home.api_key_file)
+            clients.append(bridge_spec(self.settings, environment))
+        if self._wants("admin-ui"):
+            environment = self._environments.of(Role.ADMIN_UI, key_file=self.home.service_key_file)
+            clients.append(admin_ui_spec(self.settings, environment))
+        return clients
+
+    def _measured(self, spec: ServiceSpec) -> ServiceSpec:
+        return metrics.with_port(spec, self._ports)
 
     async def _start_group(self, *specs: ServiceSpec) -> None:
         self._supervisor.announce(specs)
@@ -323,6 +366,7 @@ class LocalStack:
         snapshot = self._snapshot()
         with contextlib.suppress(OSError):  # a full disk must not end the supervision
             state.write(self.home.state_file, snapshot)
+            metrics.write_targets(self.home.metrics_targets_file, snapshot)
         self._on_change(snapshot)
 
     def _snapshot(self) -> state.StackState:
@@ -341,7 +385,8 @@ class LocalStack:
             services=[
                 state.ServiceRecord(
                     name=s.name, state=s.state.value, pid=s.pid, started=s.started, port=s.port,
-                    restarts=s.restarts, since=s.since, status=s.status,
+                    metrics_port=s.metrics_port, restarts=s.restarts, since=s.since,
+                    status=s.status,
                 )
                 for s in self._statuses
             ],

@@ -20,6 +20,7 @@ class ServiceRecord(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     started: float | None = None
     port: int | None = None
+    metrics_port: int | None = None
     restarts: int = 0
     since: float = 0.0
     status: str = ""

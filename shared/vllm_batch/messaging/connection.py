@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import nats
 import structlog
 from nats.aio.client import Client
 
+from vllm_batch import tasks, tls
+from vllm_batch.messaging import permissions
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -35,26 +38,35 @@ class Connection:
         """Connect; keeps trying for ever once it has been connected.
 
         Raises:
-            nats.errors.NoServersError: nobody answers at the configured addresses.
+            nats.errors.NoServersError: nobody answers at the configured addresses, or none of
+                them takes the user and password.
+            StackError: a file of the settings for TLS cannot be used.
         """
+        connecting = asyncio.create_task(
+            self.client.connect(
+                servers=settings.nats_url.split(","),
+                name=name,
+                ping_interval=PING_INTERVAL_SECONDS,
+                max_outstanding_pings=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_WAIT_SECONDS,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                **_identity(settings),
+                error_cb=_note_error,
+                disconnected_cb=self._disconnected,
+                reconnected_cb=self._reconnected,
+            )
+        )
+        # Without a limit on reconnects the client tries the first connection for ever, too, and
+        # where a server refuses it again and again, nats-py 2.16 may swallow a cancellation.
         try:
-            async with asyncio.timeout(FIRST_CONNECT_SECONDS):
-                await self.client.connect(
-                    servers=settings.nats_url.split(","),
-                    name=name,
-                    ping_interval=PING_INTERVAL_SECONDS,
-                    max_outstanding_pings=2,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=RECONNECT_WAIT_SECONDS,
-                    connect_timeout=CONNECT_TIMEOUT_SECONDS,
-                    error_cb=_note_error,
-                    disconnected_cb=self._disconnected,
-                    reconnected_cb=self._reconnected,
-                )
-        except TimeoutError as error:
-            # Without a limit on reconnects the client tries the first connection for ever, too.
+            done, _ = await asyncio.wait({connecting}, timeout=FIRST_CONNECT_SECONDS)
+        finally:
+            await tasks.end(connecting)
+        if not done:
             await self.client.close()
-            raise nats.errors.NoServersError from error
+            raise nats.errors.NoServersError
+        await connecting
 
     async def close(self) -> None:
         """Send what waits, as far as the server takes it, and close."""
@@ -73,12 +85,35 @@ class Connection:
             log.info("nats disconnected")
 
     async def _reconnected(self) -> None:
-        log.info(
-            "nats reconnected",
-            server=str(self.client.connected_url and self.client.connected_url.netloc),
-        )
+        url = self.client.connected_url  # its netloc has the password in it
+        log.info("nats reconnected", server=url and f"{url.hostname}:{url.port}")
         for callback in tuple(self.on_reconnect):
             callback()
+
+
+def without_passwords(nats_url: str) -> str:
+    """Return the addresses of a ``nats_url`` as they may be shown."""
+    parts = (url.partition("://") for url in nats_url.split(","))
+    return ",".join(f"{scheme}://{rest.rpartition('@')[2]}" for scheme, _, rest in parts)
+
+
+def _identity(settings: Settings) -> dict[str, Any]:
+    """Return as whom to connect: user and password of the URL, and a certificate.
+
+    Answers go to inboxes below the user's own prefix, which the servers let nobody else hear.
+    """
+    options: dict[str, Any] = {}
+    url = urlsplit(settings.nats_url.partition(",")[0])
+    if url.username and url.password:
+        # For every server, those that the first one tells of included.
+        options["user"], options["password"] = unquote(url.username), unquote(url.password)
+        options["inbox_prefix"] = permissions.inbox_prefix(options["user"])
+    if context := tls.client_context(
+        ca=settings.nats_tls_ca, cert=settings.nats_tls_cert, key=settings.nats_tls_key,
+        setting="nats_tls",
+    ):  # fmt: skip
+        options["tls"] = context
+    return options
 
 
 async def _note_error(error: Exception) -> None:

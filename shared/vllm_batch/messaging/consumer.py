@@ -13,9 +13,10 @@ from enum import Enum
 import msgspec
 import nats.errors
 from nats.js import JetStreamContext
+from nats.js.errors import APIError, NotFoundError
 from nats.js.errors import Error as JetStreamError
-from nats.js.errors import NotFoundError
 
+from vllm_batch import tracing
 from vllm_batch.ids import JobId, ModelKey
 from vllm_batch.messaging import subjects, topology
 
@@ -36,6 +37,7 @@ class Outcome(Enum):
 
 
 RETRY_DELAY_SECONDS = 1.0
+_NOT_DELETED = 10057  # the server's way of saying that there is no such message
 
 Handler = Callable[[Hint], Awaitable[Outcome]]
 
@@ -54,7 +56,8 @@ class HintQueue:
         Raises:
             nats.errors.Error: it may not have been stored; the scheduler will offer again.
         """
-        ack = await self._js.publish(subjects.work(self._key), msgspec.json.encode(hint))
+        subject, headers = subjects.work(self._key), tracing.headers()
+        ack = await self._js.publish(subject, msgspec.json.encode(hint), headers=headers or None)
         return int(ack.seq)
 
     async def is_waiting(self, sequence: int) -> bool:
@@ -68,6 +71,18 @@ class HintQueue:
         except NotFoundError:
             return False
         return True
+
+    async def withdraw(self, sequence: int) -> None:
+        """Take back the hint with ``sequence``, if it still waits.
+
+        Raises:
+            nats.errors.Error: NATS is away.
+        """
+        try:
+            await self._js.delete_msg(topology.WORK, sequence)
+        except APIError as error:
+            if error.err_code != _NOT_DELETED:
+                raise
 
     async def take(self, handler: Handler, *, wait_seconds: float) -> Outcome | None:
         """Hand the next hint to ``handler`` and ack after its outcome; None if none came in time.
@@ -90,7 +105,8 @@ class HintQueue:
         except msgspec.DecodeError:
             await message.term()
             return Outcome.REJECT
-        outcome = await handler(hint)
+        with tracing.continued(message.headers):
+            outcome = await handler(hint)
         match outcome:
             case Outcome.DONE:
                 await message.ack()

@@ -13,7 +13,7 @@ import nats.errors
 import structlog
 from nats.js import JetStreamContext
 from nats.js.api import KeyValueConfig, StorageType
-from nats.js.errors import BucketNotFoundError, KeyWrongLastSequenceError
+from nats.js.errors import BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.errors import Error as JetStreamError
 from nats.js.kv import KeyValue
 
@@ -48,8 +48,10 @@ class Leadership:
             try:
                 await self._hold(task)
             finally:
-                await tasks.end(task)
-                await self._resign()
+                try:
+                    await tasks.end(task)
+                finally:  # whoever stops us cancels again where the duty takes its time to end
+                    await self._resign()
 
     async def _bucket(self) -> KeyValue:
         try:
@@ -102,3 +104,17 @@ class Leadership:
             await bucket.delete(self._role, last=revision)
         except (JetStreamError, nats.errors.Error, TimeoutError):
             return  # it lapses by itself
+
+
+async def leader_of(js: JetStreamContext, role: str) -> str | None:
+    """Return who leads ``role`` now, None where nobody does.
+
+    Raises:
+        nats.errors.Error: NATS does not answer.
+    """
+    try:
+        bucket = await js.key_value(BUCKET)
+        value = (await bucket.get(role)).value
+    except (BucketNotFoundError, KeyNotFoundError):
+        return None
+    return value.decode() if value else None  # nats-py 2.16 returns None of an expired key

@@ -11,8 +11,24 @@ ALL_FILES = "file.>"
 ALL_API_KEYS = "apikey.>"
 ALL_UPLOADS = "upload.>"
 ALL_WORKERS = "worker.>"
+ALL_MODELS = "model.>"
+ALL_ANNOTATIONS = "annotation.>"
+ALL_LABELING = "labeling.>"
+ALL_TRAINING = "training.>"
+ALL_WEBHOOKS = "webhook.>"
+ALL_PROJECTS = "project.>"
+ALL_ADMIN = "admin.>"
+ALL_TOOLS = "tool.>"
+ALL_USAGE = "usage.>"
+ALL_WORK = "work.*"
+ALL_INFERENCE = "inference.*"
+ALL_ONLINE_WORKERS = "online.worker.*"
+ALL_ONLINE_GATEWAYS = "online.gateway.*"
+ALL_ONLINE_REPLIES = "online.nobody.*.*"
 ALL_HEARTBEATS = "worker.heartbeat.*"
 ALL_LOGS = "worker.log.*"
+LABELING_CONTROL = "control.labelstudio"
+RATES_USED = "rates.used"
 CANCEL_REQUESTS = "job.cancel_requested.*"
 CLOSED_WINDOWS = "job.window_closed.*"
 RELEASED_CHUNKS = "chunk.released.*.*"
@@ -22,6 +38,11 @@ CLOSED_CHUNKS = "chunk.closed.*.*"
 def of_event(event: Event) -> str:
     """Return ``<noun>.<verb>.<id>[.<sub id>]``."""
     return ".".join((event.TYPE, *event.aggregate_id()))
+
+
+def of_envelope(event_type: str, subject: str) -> str:
+    """Return the subject of a recorded event of any release, from its CloudEvents attributes."""
+    return ".".join((event_type, *subject.split("/")))
 
 
 def of_aggregate(event: Event) -> str:
@@ -57,6 +78,26 @@ def every(cls: type[Event]) -> str:
 def work(key: ModelKey) -> str:
     """Return the subject of hints for a model's workers."""
     return f"work.{key}"
+
+
+def inference(key: ModelKey) -> str:
+    """Return the subject of online requests to a model's workers: no stream keeps them."""
+    return f"inference.{key}"
+
+
+def online_worker(worker_id: WorkerId) -> str:
+    """Return the inbox of a worker for what belongs to online requests it has, or may take."""
+    return f"online.worker.{worker_id}"
+
+
+def online_gateway(gateway: str) -> str:
+    """Return the inbox of a gateway for the answers to its online requests."""
+    return f"online.gateway.{gateway}"
+
+
+def online_reply(gateway: str, request_id: str) -> str:
+    """Return where NATS says that nobody takes a request: it names it by nothing but this."""
+    return f"online.nobody.{gateway}.{request_id}"
 
 
 def heartbeat(worker_id: WorkerId) -> str:

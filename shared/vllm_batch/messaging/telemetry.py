@@ -82,12 +82,7 @@ async def tail(client: Client, *, worker_id: WorkerId | None, count: int) -> Tai
         EventStoreUnavailable: the stream does not answer.
     """
     subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
-    js = client.jetstream(timeout=ANSWER_SECONDS)
-    try:
-        state = (await js.stream_info(topology.TELEMETRY)).state
-    except (JetStreamError, nats.errors.Error, TimeoutError) as error:
-        raise EventStoreUnavailable(f"telemetry does not answer: {error!r}") from error
-    first, last = int(state.first_seq), int(state.last_seq)
+    first, last = await _bounds(client)
     total = await _left_from(client, subject, first)
     start = await _start_of_last(client, subject, count, (first, last + 1), total)
     lines: list[LoggedLine] = []
@@ -103,10 +98,31 @@ async def tail(client: Client, *, worker_id: WorkerId | None, count: int) -> Tai
     return Tail(lines[-count:] if count else [], total, max(last, lines[-1].seq if lines else 0))
 
 
+async def before_last(client: Client, *, worker_id: WorkerId | None, count: int) -> int:
+    """Return the sequence after which there are ``count`` log lines, or all where there are fewer.
+
+    Raises:
+        EventStoreUnavailable: the stream does not answer.
+    """
+    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
+    first, last = await _bounds(client)
+    total = await _left_from(client, subject, first)
+    return await _start_of_last(client, subject, count, (first, last + 1), total) - 1
+
+
 async def follow(
     client: Client, *, worker_id: WorkerId | None, after: int
 ) -> AsyncIterator[LoggedLine]:
     """Yield the log lines that come after a sequence, for ever; asks every POLL_SECONDS."""
+    async for page in follow_pages(client, worker_id=worker_id, after=after):
+        for line in page:
+            yield line
+
+
+async def follow_pages(
+    client: Client, *, worker_id: WorkerId | None, after: int
+) -> AsyncIterator[list[LoggedLine]]:
+    """Yield what `follow` yields, up to BATCH lines at a time."""
     subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
     while True:
         request = {"seq": after + 1, "next_by_subj": subject, "batch": BATCH}
@@ -114,12 +130,23 @@ async def follow(
             messages, _ = await _direct_get(client, request)
         except EventStoreUnavailable:
             messages = []  # it comes back, and nothing is skipped
-        for message in messages:
-            after = message.seq
-            if (line := _line(message.seq, message.subject, message.data)) is not None:
-                yield line
-        if not messages:
+        read = (_line(message.seq, message.subject, message.data) for message in messages)
+        if lines := [line for line in read if line is not None]:
+            yield lines
+        if messages:
+            after = messages[-1].seq
+        else:
             await asyncio.sleep(POLL_SECONDS)
+
+
+async def _bounds(client: Client) -> tuple[int, int]:
+    """Return the first and the last sequence of the stream."""
+    js = client.jetstream(timeout=ANSWER_SECONDS)
+    try:
+        state = (await js.stream_info(topology.TELEMETRY)).state
+    except (JetStreamError, nats.errors.Error, TimeoutError) as error:
+        raise EventStoreUnavailable(f"telemetry does not answer: {error!r}") from error
+    return int(state.first_seq), int(state.last_seq)
 
 
 async def _left_from(client: Client, subject: str, seq: int) -> int:

@@ -101,11 +101,22 @@ async def ensure_streams(js: JetStreamContext, settings: Settings) -> None:
                 if error.err_code != _NAME_IN_USE:  # another process was faster
                     raise
             continue
-        if set(existing.subjects or ()) != set(wanted.subjects or ()) or (
-            existing.num_replicas != wanted.num_replicas
-        ):
-            merged = sorted({*(existing.subjects or ()), *(wanted.subjects or ())})
-            await js.update_stream(wanted.evolve(subjects=merged))
+        change = change_of(existing, wanted)
+        if change is not None:
+            await js.update_stream(change)
+
+
+def change_of(existing: StreamConfig, wanted: StreamConfig) -> StreamConfig | None:
+    """Return what a stream that exists has to become, None where it can stay as it is.
+
+    Never fewer copies and never fewer subjects: a process that knows less, such as a command or a
+    worker elsewhere without ``events_replicas``, or one of the release before, takes nothing away.
+    """
+    subjects = {*(existing.subjects or ()), *(wanted.subjects or ())}
+    replicas = max(existing.num_replicas or 1, wanted.num_replicas or 1)
+    if subjects == set(existing.subjects or ()) and replicas == existing.num_replicas:
+        return None
+    return wanted.evolve(subjects=sorted(subjects), num_replicas=replicas)
 
 
 async def ensure_work_consumer(js: JetStreamContext, key: ModelKey) -> str:

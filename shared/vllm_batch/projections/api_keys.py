@@ -6,7 +6,7 @@ from __future__ import annotations
 import msgspec
 
 from vllm_batch.errors import ProjectionError
-from vllm_batch.events import ApiKeyCreated, ApiKeyRevoked, Event, Recorded
+from vllm_batch.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated, Event, Recorded
 from vllm_batch.projections.rows import ApiKeyRow
 from vllm_batch.projections.table import Key, Table
 
@@ -28,9 +28,15 @@ def evolve(row: ApiKeyRow | None, recorded: Recorded) -> ApiKeyRow:
             prefix=event.prefix,
             sha256=event.sha256,
             created_at=now,
+            scopes=event.scopes,
+            expires_at=event.expires_at,
         )
     if row is None:
         raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) belongs to no known key")
+    if isinstance(event, ApiKeyRotated):
+        return msgspec.structs.replace(
+            row, prefix=event.prefix, sha256=event.sha256, rotated_at=max(now, row.created_at)
+        )
     return msgspec.structs.replace(row, revoked_at=max(now, row.created_at))
 
 
@@ -42,7 +48,7 @@ TABLE = Table(
     name="api_key",
     row=ApiKeyRow,
     key=("key_id",),
-    events=(ApiKeyCreated, ApiKeyRevoked),
+    events=(ApiKeyCreated, ApiKeyRotated, ApiKeyRevoked),
     first=ApiKeyCreated,
     keys=_keys,
     evolve=lambda row, recorded, _key: evolve(row, recorded),

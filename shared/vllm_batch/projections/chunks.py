@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from vllm_batch.aggregates.chunk import ChunkStatus
 from vllm_batch.errors import ProjectionError
 from vllm_batch.events import (
@@ -13,6 +15,7 @@ from vllm_batch.events import (
     ChunkPlanned,
     ChunkProgressed,
     ChunkReleased,
+    Effort,
     Event,
     Recorded,
     Usage,
@@ -42,11 +45,11 @@ def evolve(row: ChunkRow | None, recorded: Recorded) -> ChunkRow:
         case ChunkLeased():
             return _changed(row, ChunkStatus.LEASED, epoch=event.epoch, worker_id=event.worker_id)
         case ChunkProgressed():
-            return _counted(row, ChunkStatus.LEASED, event)
+            return _counted(row, ChunkStatus.LEASED, event, recorded)
         case ChunkCompleted():
-            return _counted(row, ChunkStatus.COMPLETED, event)
+            return _counted(row, ChunkStatus.COMPLETED, event, recorded)
         case ChunkReleased():
-            return _changed(row, ChunkStatus.READY)
+            return _released(row, event, recorded)
         case ChunkClosed():
             failed = row.count - row.completed if event.reason == "stuck" else row.failed
             return _changed(row, ChunkStatus.CLOSED, failed=failed)
@@ -54,9 +57,13 @@ def evolve(row: ChunkRow | None, recorded: Recorded) -> ChunkRow:
 
 
 def _counted(
-    row: ChunkRow, status: ChunkStatus, event: ChunkProgressed | ChunkCompleted
+    row: ChunkRow,
+    status: ChunkStatus,
+    event: ChunkProgressed | ChunkCompleted,
+    recorded: Recorded,
 ) -> ChunkRow:
     usage: Usage = event.usage
+    effort: Effort = event.effort
     return ChunkRow(
         job_id=row.job_id,
         chunk=row.chunk,
@@ -71,6 +78,23 @@ def _counted(
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
         reasoning_tokens=usage.reasoning_tokens,
+        used_at=int(recorded.time.timestamp()),
+        engine_seconds=effort.engine_seconds,
+        gpu_seconds=effort.gpu_seconds,
+        energy_joules=effort.energy_joules,
+    )
+
+
+def _released(row: ChunkRow, event: ChunkReleased, recorded: Recorded) -> ChunkRow:
+    changed = _changed(row, ChunkStatus.READY)
+    if event.effort is None:
+        return changed
+    return msgspec.structs.replace(
+        changed,
+        used_at=int(recorded.time.timestamp()),
+        engine_seconds=event.effort.engine_seconds,
+        gpu_seconds=event.effort.gpu_seconds,
+        energy_joules=event.effort.energy_joules,
     )
 
 
@@ -90,6 +114,10 @@ def _changed(row: ChunkRow, status: ChunkStatus, **changes: Any) -> ChunkRow:
         cached_tokens=row.cached_tokens,
         output_tokens=row.output_tokens,
         reasoning_tokens=row.reasoning_tokens,
+        used_at=row.used_at,
+        engine_seconds=row.engine_seconds,
+        gpu_seconds=row.gpu_seconds,
+        energy_joules=row.energy_joules,
     )
 
 

@@ -1,20 +1,23 @@
 """Single objects straight from the event log, for when Postgres is away or behind.
 
 Costs one read per aggregate (and one over its chunks for a running job), so it is for look-ups by
-id, never for lists. Gives the very rows the read models would.
+id, never for lists; only models are few enough. Gives the very rows the read models would.
 """
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
+from vllm_batch import model_registry
 from vllm_batch.event_store import EventStore
 from vllm_batch.event_store.protocol import fold
-from vllm_batch.events import Usage
+from vllm_batch.events import Usage, WorkerReady
 from vllm_batch.ids import FileId, JobId, ProjectId
 from vllm_batch.messaging import subjects
 from vllm_batch.projections import chunks, files, jobs
-from vllm_batch.projections.rows import BatchRow, ChunkRow, FileRow
+from vllm_batch.projections.rows import BatchRow, ChunkRow, FileRow, ModelRow
 
 
 async def batch(store: EventStore, project: ProjectId, job_id: JobId) -> BatchRow | None:
@@ -24,7 +27,7 @@ async def batch(store: EventStore, project: ProjectId, job_id: JobId) -> BatchRo
         EventStoreUnavailable: no answer in time.
     """
     row, _ = await fold(store, subjects.job(job_id), jobs.evolve)
-    if row is None or row.project != project:
+    if row is None or row.project != project or row.retired_at is not None:
         return None
     if row.usage is not None or row.in_progress_at is None:
         return row
@@ -66,3 +69,37 @@ async def file(store: EventStore, project: ProjectId, file_id: FileId) -> FileRo
     if row is None or row.project != project or row.deleted_at is not None:
         return None
     return row
+
+
+async def models(store: EventStore) -> list[ModelRow]:
+    """Return what may be asked for: models registered or ever announced, and aliases.
+
+    Raises:
+        EventStoreUnavailable: no answer in time.
+    """
+    registry = await model_registry.load(store)
+    rows = [
+        ModelRow(name=model.name, created_at=_unix(model.created_at), parent=model.base)
+        for model in registry.all()
+    ]
+    for alias, name in registry.aliases().items():
+        meant = registry.find(name)
+        if meant is not None and registry.resolve(alias) == name:
+            rows.append(ModelRow(name=alias, created_at=_unix(meant.created_at), root=name))
+    announced: dict[str, ModelRow] = {}
+    async for batch in store.read(subjects.every(WorkerReady)):
+        for recorded in batch:
+            if isinstance(event := recorded.event, WorkerReady):
+                for name in event.models:
+                    row = ModelRow(name=name, created_at=_unix(recorded.time))
+                    announced.setdefault(name, row)
+    rows += [
+        row
+        for name, row in announced.items()
+        if registry.find(name) is None and registry.resolve(name) is None
+    ]
+    return sorted(rows, key=lambda row: (row.created_at, row.name))
+
+
+def _unix(time: datetime) -> int:
+    return int(time.timestamp())

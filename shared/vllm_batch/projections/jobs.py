@@ -18,6 +18,7 @@ from vllm_batch.events import (
     JobExpired,
     JobFailed,
     JobFinalizing,
+    JobRetired,
     JobStarted,
     JobStuck,
     JobSubmitted,
@@ -61,6 +62,8 @@ def evolve(row: BatchRow | None, recorded: Recorded) -> BatchRow:
         raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) belongs to no known job")
     if isinstance(event, JobStuck):
         return row
+    if isinstance(event, JobRetired):
+        return msgspec.structs.replace(row, retired_at=int(recorded.time.timestamp()))
     changes: dict[str, object] = {"status": _STATUSES[type(event)]}
     if stamp := _STAMPS.get(type(event)):
         changes[stamp] = max(int(recorded.time.timestamp()), _latest(row))
@@ -91,6 +94,7 @@ def _submitted(event: JobSubmitted, recorded: Recorded) -> BatchRow:
         created_at=int(recorded.time.timestamp()),
         expires_at=event.expires_at,
         metadata=event.metadata,
+        key_id=event.key_id,
     )
 
 
@@ -108,7 +112,7 @@ TABLE = Table(
     name="job",
     row=BatchRow,
     key=("job_id",),
-    events=(JobSubmitted, *_STATUSES),
+    events=(JobSubmitted, *_STATUSES, JobRetired),
     first=JobSubmitted,
     keys=_keys,
     evolve=lambda row, recorded, _key: evolve(row, recorded),

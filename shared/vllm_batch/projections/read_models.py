@@ -7,9 +7,9 @@ be there when a process starts, and may come and go while it runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import asyncpg
 import msgspec
@@ -22,8 +22,18 @@ from vllm_batch.ids import FileId, JobId, ProjectId
 from vllm_batch.postgres import queries
 from vllm_batch.postgres.connection import AWAY, CLOSE_SECONDS, NOT_FILLED, Pool, arguments, prepare
 from vllm_batch.projections.freshness import Freshness
-from vllm_batch.projections.rows import ApiKeyRow, BatchRow, FileRow, ModelRow, WorkerRow
+from vllm_batch.projections.rows import (
+    ApiKeyRow,
+    BatchRow,
+    BatchUsageRow,
+    FileRow,
+    ModelRow,
+    ProjectUse,
+    UsageRow,
+    WorkerRow,
+)
 from vllm_batch.projections.table import row_of
+from vllm_batch.projections.waiting import WaitingRow
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -45,7 +55,7 @@ class ReadModels:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, settings: Settings) -> AsyncIterator[ReadModels]:
+    async def connect(cls, settings: Settings) -> AsyncIterator[Self]:
         """Yield the read models, whether or not Postgres is there now."""
         freshness = Freshness(settings)
         listening = asyncio.create_task(freshness.run(), name="read models: freshness")
@@ -84,7 +94,7 @@ class ReadModels:
     async def batch(self, project: ProjectId, job_id: JobId) -> BatchRow | None:
         """Return a project's batch, or None."""
         found = await self._fetch("batch", project, job_id)
-        return _batch(found[0]) if found else None
+        return batch_of(found[0]) if found else None
 
     async def batches(
         self, project: ProjectId, *, limit: int, after: JobId | None = None
@@ -96,7 +106,15 @@ class ReadModels:
         """
         before = SEQ_MAX if after is None else await self._seq_of("batch_seq", project, after)
         found = await self._fetch("batches", project, before, limit + 1)
-        return [_batch(record) for record in found[:limit]], len(found) > limit
+        return [batch_of(record) for record in found[:limit]], len(found) > limit
+
+    async def waiting(self, job_ids: Sequence[JobId]) -> dict[JobId, list[WaitingRow]]:
+        """Return the models that running batches wait for because no worker serves them."""
+        found: dict[JobId, list[WaitingRow]] = {}
+        for record in await self._fetch("waiting", job_ids):
+            row = row_of(WaitingRow, record)
+            found.setdefault(row.job_id, []).append(row)
+        return found
 
     async def file(self, project: ProjectId, file_id: FileId) -> FileRow | None:
         """Return a project's file; None if it is not there or was deleted."""
@@ -125,7 +143,8 @@ class ReadModels:
         return [row_of(FileRow, record) for record in found[:limit]], len(found) > limit
 
     async def models(self) -> list[ModelRow]:
-        """Return every model that a worker has ever served, the oldest first."""
+        """Return every model that is registered or was ever announced, and every alias, the
+        oldest first."""
         return await self._rows(ModelRow, "models")
 
     async def workers(self) -> list[WorkerRow]:
@@ -135,6 +154,28 @@ class ReadModels:
     async def api_keys(self) -> list[ApiKeyRow]:
         """Return every API key, revoked ones too, the oldest first."""
         return await self._rows(ApiKeyRow, "api_keys")
+
+    async def project_use(self, project: ProjectId) -> ProjectUse:
+        """Return what a project has now."""
+        return row_of(ProjectUse, (await self._fetch("project_use", project))[0])
+
+    async def usage(
+        self,
+        since: int,
+        until: int,
+        project: ProjectId | None = None,
+        *,
+        by_batch: bool = False,
+    ) -> list[UsageRow]:
+        """Return what was used in [since, until) (Unix seconds), by day, project, key and model,
+        and by batch where that is asked for."""
+        found = await self._fetch("usage", since, until, project, by_batch)
+        return [row_of(UsageRow, record) for record in found]
+
+    async def batch_usage(self, job_ids: Sequence[JobId]) -> list[BatchUsageRow]:
+        """Return what each batch has used, by model."""
+        found = await self._fetch("batch_usage", list(job_ids))
+        return [row_of(BatchUsageRow, record) for record in found]
 
     async def input_in_use(self, file_id: FileId) -> bool:
         """Tell whether a batch that has not ended reads this file."""
@@ -181,7 +222,8 @@ def _retrieve(task: asyncio.Task[Any]) -> None:
         log.info("abandoned question to the read models", error=repr(error))
 
 
-def _batch(record: asyncpg.Record) -> BatchRow:
+def batch_of(record: asyncpg.Record | dict[str, Any]) -> BatchRow:
+    """Return a batch with the sums over its chunks, where its end has not brought the counts."""
     values = dict(record)
     sums = {name: values.pop(f"sum_{name}") for name in _SUMS}
     row = msgspec.convert(values, BatchRow)

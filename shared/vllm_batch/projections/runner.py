@@ -19,7 +19,17 @@ from vllm_batch.event_store import EventStore
 from vllm_batch.events import Event, Recorded
 from vllm_batch.postgres import migrate, queries
 from vllm_batch.postgres.connection import AWAY, NOT_FILLED, Connection, connect
-from vllm_batch.projections import api_keys, chunks, files, jobs, workers
+from vllm_batch.projections import (
+    api_keys,
+    chunks,
+    files,
+    jobs,
+    labeling,
+    models,
+    training,
+    usage,
+    workers,
+)
 from vllm_batch.projections.table import Table, TableWriter
 from vllm_batch.settings import Settings
 from vllm_batch.tasks import first_to_end
@@ -33,6 +43,14 @@ TABLES: tuple[Table, ...] = (  # type: ignore[type-arg]
     api_keys.TABLE,
     workers.TABLE,
     workers.MODEL_TABLE,
+    models.TABLE,
+    models.ON_WORKER_TABLE,
+    usage.TABLE,
+    training.TABLE,
+    training.DATASET_TABLE,
+    labeling.ANNOTATION_TABLE,
+    labeling.PROJECT_TABLE,
+    labeling.ACCURACY_TABLE,
 )
 TRANSACTION_SECONDS = 60.0
 # Under load a transaction per event costs more CPU than everything else here. An event after a

@@ -13,7 +13,7 @@ from vllm_batch.events import (
     WorkerStarted,
     WorkerStopped,
 )
-from vllm_batch.projections.rows import ModelRow, WorkerRow
+from vllm_batch.projections.rows import AnnouncedModelRow, WorkerRow
 from vllm_batch.projections.table import Key, Table
 
 
@@ -54,9 +54,9 @@ def evolve(row: WorkerRow | None, recorded: Recorded) -> WorkerRow:
     raise ProjectionError(f"event {recorded.seq} ({event.TYPE}) is none of a worker's")
 
 
-def evolve_model(row: ModelRow | None, recorded: Recorded, key: Key) -> ModelRow:
+def evolve_model(row: AnnouncedModelRow | None, recorded: Recorded, key: Key) -> AnnouncedModelRow:
     """Return the model's row: the first worker that served it made it known."""
-    return row or ModelRow(name=str(key[0]), created_at=int(recorded.time.timestamp()))
+    return row or AnnouncedModelRow(name=str(key[0]), created_at=int(recorded.time.timestamp()))
 
 
 def _worker_keys(event: Event) -> list[Key]:
@@ -79,7 +79,7 @@ TABLE = Table(
 
 MODEL_TABLE = Table(
     name="model",
-    row=ModelRow,
+    row=AnnouncedModelRow,
     key=("name",),
     events=(WorkerReady,),
     first=None,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
+from batch_gpu_worker.effort import EffortMeter
 from batch_gpu_worker.engines.base import EngineResponse, ignore_death
 from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.holdings import HeldChunk
 from batch_gpu_worker.lease import Lease
+from batch_gpu_worker.online_load import OnlineLoad
 from vllm_batch.errors import EngineCrashed
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import ChunkPlanned
@@ -18,11 +21,18 @@ ENDPOINT = "/v1/chat/completions"
 ME = WorkerId("worker_1")
 
 
-def planned(job: str = "batch_j", chunk: int = 0, *, count: int = 3) -> ChunkPlanned:
+def effort_meter() -> EffortMeter:
+    """Return a meter of a worker without GPUs."""
+    return EffortMeter(OnlineLoad(), time.monotonic)
+
+
+def planned(
+    job: str = "batch_j", chunk: int = 0, *, count: int = 3, alias: str | None = None
+) -> ChunkPlanned:
     """Return a plan; the blob it names does not exist."""
     return ChunkPlanned(
         job_id=JobId(job), chunk=chunk, blob="files/f", offset=0, length=1, first_line=1,
-        count=count, endpoint=ENDPOINT, model="m",
+        count=count, endpoint=ENDPOINT, model="m", alias=alias,
     )  # fmt: skip
 
 
@@ -32,10 +42,15 @@ def line(index: int, body: str = '{"model":"m"}') -> bytes:
 
 
 async def held(
-    store: MemoryEventStore, job: str = "batch_j", chunk: int = 0, *, count: int = 3
+    store: MemoryEventStore,
+    job: str = "batch_j",
+    chunk: int = 0,
+    *,
+    count: int = 3,
+    alias: str | None = None,
 ) -> HeldChunk:
     """Plan and lease a chunk."""
-    await store.append(planned(job, chunk, count=count), expected=0)
+    await store.append(planned(job, chunk, count=count, alias=alias), expected=0)
     lease = await Lease.take(store, JobId(job), chunk, worker_id=ME)
     return HeldChunk(lease, [line(index) for index in range(count)])
 

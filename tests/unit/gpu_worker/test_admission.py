@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.gpu_worker.bench import ScriptedEngine, held
+from tests.unit.gpu_worker.bench import ScriptedEngine, effort_meter, held
 from tests.worker_bench import until
 
 from batch_gpu_worker.admission import Admission, in_flight_max
@@ -121,8 +121,9 @@ async def works(
         on_durable=pump, on_lost=lose,
     )  # fmt: skip
     runner = RequestRunner(
-        engine, limits, TimeLimit(600, time.monotonic), random.Random(1), Ward(engine)
-    )
+        engine, limits, TimeLimit(600, time.monotonic), random.Random(1), Ward(engine),
+        effort=effort_meter(),
+    )  # fmt: skip
     admission = Admission(holdings, runner, checkpointer, limits)
     flushing = asyncio.create_task(checkpointer.run())
     try:

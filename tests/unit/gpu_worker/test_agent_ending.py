@@ -7,12 +7,13 @@ import asyncio
 import pytest
 
 from batch_gpu_worker import agent
+from vllm_batch import tasks
 
 
 async def test_a_swallowed_cancel_keeps_no_worker_from_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agent, "CANCEL_SECONDS", 0.01)
+    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
     began = asyncio.Event()
 
     async def swallows_the_first() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from batch_gpu_worker.answers import NotAnAnswer, error_of, usage_of, without_streaming
+from batch_gpu_worker.answers import NotAnAnswer, error_of, fit_for_batch, usage_of
 from vllm_batch.events import Usage
 
 
@@ -19,12 +19,12 @@ from vllm_batch.events import Usage
     ],
 )
 def test_a_body_that_does_not_stream_stays_byte_for_byte(body: bytes) -> None:
-    assert without_streaming(body) is body
+    assert fit_for_batch(body) is body
 
 
 def test_streaming_is_taken_out_and_other_values_stay_byte_for_byte() -> None:
     body = b'{"big": 12345678901234567890123, "stream": true, "f":1.10,"stream_options":{"a":1}}'
-    assert without_streaming(body) == b'{"big":12345678901234567890123,"f":1.10}'
+    assert fit_for_batch(body) == b'{"big":12345678901234567890123,"f":1.10}'
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.gpu_worker.bench import ME, ScriptedEngine
+from tests.unit.gpu_worker.bench import ME, ScriptedEngine, effort_meter
 
 from batch_gpu_worker.admission import Admission
 from batch_gpu_worker.engine_monitor import EngineMonitor
@@ -16,6 +16,7 @@ from batch_gpu_worker.engines.base import EngineResponse
 from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.gpu import GpuMeter
 from batch_gpu_worker.holdings import Holdings
+from batch_gpu_worker.online_load import OnlineLoad
 from batch_gpu_worker.request_run import RequestRunner, TimeLimit
 from batch_gpu_worker.ward import Ward
 from vllm_batch.clock import ManualClock
@@ -76,11 +77,14 @@ class Bench:
         self.gpus = ScriptedGpus(*(looks or ({},)))
         self.limit = TimeLimit(600, self.clock.monotonic)
         ward = Ward(self.engine)
-        runner = RequestRunner(self.engine, limits, self.limit, random.Random(1), ward)
+        runner = RequestRunner(
+            self.engine, limits, self.limit, random.Random(1), ward, effort=effort_meter()
+        )
         admission = Admission(Holdings(), runner, None, limits)  # type: ignore[arg-type]
         self.monitor = EngineMonitor(
             self.engine, admission, ward, limits,
-            worker_id=ME, clock=self.clock, gpus=self.gpus, record=self._record,
+            worker_id=ME, clock=self.clock, gpus=self.gpus, online=OnlineLoad(),
+            record=self._record,
         )  # fmt: skip
         self.engine.on_death = self.monitor.note_death
 

@@ -66,6 +66,12 @@ nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwat
     *milliwatts = 312500;
     return SUCCESS;
 }
+nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(
+    nvmlDevice_t device, unsigned long long *millijoules) {
+    if (mode("poor")) return NOT_SUPPORTED;
+    *millijoules = 7200500 + device->index;
+    return SUCCESS;
+}
 #ifdef NEW_DRIVER
 typedef struct { unsigned int pid; unsigned long long used; unsigned int gi, ci; } nvmlProcess_t;
 nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(
@@ -110,6 +116,7 @@ FULL = [
         "utilization_percent": 97 - index,
         "temperature_celsius": 61 + index,
         "power_watts": 312.5,
+        "energy_joules": 7200.5 + index / 1000,
     }
     for index in range(2)
 ]

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from tests.unit.gpu_worker.bench import ScriptedEngine, held, line
+from tests.unit.gpu_worker.bench import ScriptedEngine, effort_meter, held, line
 
 from batch_gpu_worker.engines.base import EngineResponse
 from batch_gpu_worker.holdings import Request
@@ -36,14 +36,21 @@ def watched(engine: ScriptedEngine) -> Ward:
 
 
 async def run(
-    engine: ScriptedEngine, tmp_path: Path, *, given: bytes = line(0), **settings: Any
+    engine: ScriptedEngine,
+    tmp_path: Path,
+    *,
+    given: bytes = line(0),
+    alias: str | None = None,
+    **settings: Any,
 ) -> tuple[bool, dict[str, Any], Usage]:
     """Return (failed, result line, usage) of one request against ``engine``."""
     defaults: dict[str, Any] = {"retry_backoff_seconds": 0.001, "request_attempts_max": 3}
     limits = Settings(home=tmp_path, **(defaults | settings))
     time_limit = TimeLimit(limits.request_timeout_seconds, time.monotonic)
-    runner = RequestRunner(engine, limits, time_limit, random.Random(1), watched(engine))
-    chunk = await held(MemoryEventStore(), count=1)
+    runner = RequestRunner(
+        engine, limits, time_limit, random.Random(1), watched(engine), effort=effort_meter()
+    )
+    chunk = await held(MemoryEventStore(), count=1, alias=alias)
 
     async def look() -> None:
         while True:
@@ -61,6 +68,19 @@ async def run(
         looking.cancel()
     assert result.index == 0
     return result.failed, msgspec.json.decode(result.line), usage
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "least"), [(0.2, 10.0, 0.2), (60.0, 0.1, 0.1), (None, 10.0, 0.0)]
+)
+async def test_a_pause_that_the_engine_asks_for_is_kept_within_a_limit(
+    tmp_path: Path, asked: float | None, limit: float, least: float
+) -> None:
+    busy = EngineResponse(429, b'{"error":{"message":"slow down"}}', retry_seconds=asked)
+    began = time.monotonic()
+    failed, _, _ = await run(ScriptedEngine(busy, OK), tmp_path, retry_after_seconds_max=limit)
+    assert not failed
+    assert least <= time.monotonic() - began < 10
 
 
 async def test_an_answer_becomes_a_result_line(tmp_path: Path) -> None:
@@ -195,6 +215,13 @@ async def test_a_batch_body_never_streams(tmp_path: Path) -> None:
     given = line(0, '{"model":"m","stream":true,"seed":9007199254740993}')
     await run(engine, tmp_path, given=given)
     assert engine.bodies == [b'{"model":"m","seed":9007199254740993}']
+
+
+async def test_an_engine_is_asked_for_the_model_that_an_alias_means(tmp_path: Path) -> None:
+    engine = ScriptedEngine(OK)
+    given = line(0, '{"seed":9007199254740993,"model":"best"}')
+    await run(engine, tmp_path, given=given, alias="best")
+    assert engine.bodies == [b'{"seed":9007199254740993,"model":"m"}']
 
 
 @pytest.mark.parametrize("given", [b'{"custom_id":"r0"}', b"nonsense", b'{"custom_id":5}'])

@@ -129,7 +129,9 @@ def test_the_summary_counts_what_pytest_reports(tmp_path: Path) -> None:
         '<testsuites><testsuite tests="9" failures="1" errors="1" skipped="2"/></testsuites>'
     )
     assert test_command.summarise(report) == "5 passed, 2 failed, 2 skipped"
-    assert test_command.summarise(tmp_path / "none") == "0 passed, 0 failed: pytest did not run"
+    assert test_command.summarise(report, report) == "10 passed, 4 failed, 4 skipped"
+    missing = test_command.summarise(report, tmp_path / "none")
+    assert missing == "pytest did not end properly, 1 times of 2"
 
 
 def test_quick_tests_run_first_and_benchmarks_never(tmp_path: Path) -> None:
@@ -143,12 +145,38 @@ def test_quick_tests_run_first_and_benchmarks_never(tmp_path: Path) -> None:
     assert "tests/e2e" not in test_command.folders(tmp_path, fast=True)
 
 
+def test_only_tests_that_leave_each_other_time_run_side_by_side() -> None:
+    every = ["tests/architecture", "tests/unit", "tests/ui", "tests/e2e", "tests/zoo"]
+    quick, waiting, alone = test_command.stages(every)
+    assert quick[-2:] == every[:2]
+    assert waiting[-1:] == every[2:3]
+    assert {"-n", "loadfile"} <= set(quick) & set(waiting)
+    assert alone == every[3:]
+    assert test_command.stages(["tests/zoo"]) == [["tests/zoo"]]
+
+
+def test_every_run_of_pytest_counts(tmp_path: Path) -> None:
+    good, bad = tmp_path / "test_good.py", tmp_path / "test_bad.py"
+    good.write_text("def test_it():\n    pass\n")
+    bad.write_text("def test_it():\n    assert False\n")
+
+    def run(*options: str) -> tuple[int, str]:
+        return test_command.run_pytest(tmp_path, [[str(bad)], [str(good)]], list(options))
+
+    assert run() == (1, "1 passed, 1 failed, 0 skipped")
+    assert run("-x") == (1, "0 passed, 1 failed, 0 skipped")
+    assert run("-k", "test_good") == (0, "1 passed, 0 failed, 0 skipped")
+    assert run("-k", "nothing")[0] == 5
+
+
 def test_the_packages_of_missing_programs_are_named_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    wanted = ["docker.io", "gcc", "iptables", "libc6-dev", "systemd"]
+    wanted = [
+        "chromium", "debootstrap", "docker.io", "gcc", "iptables", "libc6-dev", "systemd",
+    ]  # fmt: skip
     assert test_command.missing_packages() == wanted
-    for name in ("cc", "systemd-analyze", "dockerd", "docker"):
+    for name in ("cc", "systemd-analyze", "dockerd", "docker", "chromium", "debootstrap"):
         (tmp_path / name).touch(mode=0o755)
     assert test_command.missing_packages() == []

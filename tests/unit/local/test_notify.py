@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
 import pytest
 
-from vllm_batch.notify import notify
+from vllm_batch.notify import alive, notify
 
 
 def test_without_a_supervisor_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +29,18 @@ def test_a_supervisor_that_is_gone_is_no_error(
 ) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     assert notify(READY=1) is False
+
+
+async def test_a_container_sees_that_the_event_loop_turns(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv("VLLM_BATCH_ALIVE_FILE", str(file))
+
+    async def service() -> str:
+        async with asyncio.timeout(5):
+            while not file.exists():
+                await asyncio.sleep(0)
+        return "done"
+
+    assert await alive(service()) == "done"

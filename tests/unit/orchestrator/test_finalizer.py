@@ -23,7 +23,9 @@ from vllm_batch.messaging import subjects
 
 
 def finalizer(bench: OrchestratorBench, blobs: BlobStore | None = None) -> Finalizer:
-    return Finalizer(bench.store, blobs or bench.blobs, bench.clock)
+    return Finalizer(
+        bench.store, blobs or bench.blobs, bench.clock, spool_directory=bench.home / "spool"
+    )
 
 
 async def finish(bench: OrchestratorBench, job_id: JobId) -> Job:

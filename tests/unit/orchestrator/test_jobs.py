@@ -8,12 +8,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from prometheus_client import CollectorRegistry
 from tests.unit.orchestrator.bench import OrchestratorBench, request
 
 from batch_gateway.orchestrator import board_feed
 from batch_gateway.orchestrator.board import Board
 from batch_gateway.orchestrator.finalizer import Finalizer
 from batch_gateway.orchestrator.jobs import Jobs
+from batch_gateway.orchestrator.model_names import RecordedNames
 from batch_gateway.orchestrator.planner import Planner
 from vllm_batch.aggregates.chunk import ChunkStatus, Release
 from vllm_batch.aggregates.job import TERMINAL, Cancel, CloseWindow, Finalize, Job, JobStatus
@@ -21,6 +23,7 @@ from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import SystemClock
 from vllm_batch.errors import BlobError, Rejected
 from vllm_batch.ids import JobId
+from vllm_batch.metrics.orchestrator import OrchestratorMetrics
 
 
 @asynccontextmanager
@@ -30,10 +33,12 @@ async def leading(
     """Take the steps of all jobs, as a leader does."""
     clock, blobs = SystemClock(), blobs or bench.blobs
     board = await board_feed.load(bench.store, clock.monotonic)
-    planner = Planner(bench.store, blobs, bench.settings, is_known_model=lambda _: True)
+    planner = Planner(bench.store, blobs, bench.settings, RecordedNames({}))
+    finalizer = Finalizer(bench.store, blobs, clock, spool_directory=bench.home)
     jobs = Jobs(
-        board, bench.store, planner, Finalizer(bench.store, blobs, clock), bench.settings,
-        monotonic=clock.monotonic, rng=random.Random(seed),
+        board, bench.store, planner, finalizer, bench.settings,
+        clock=clock, rng=random.Random(seed),
+        metrics=OrchestratorMetrics(CollectorRegistry()),
     )  # fmt: skip
     tasks = [
         asyncio.create_task(board_feed.follow(bench.store, board)),

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from tests.unit.orchestrator.bench import OrchestratorBench, request
 
+from batch_gateway.orchestrator.model_names import RecordedNames
 from batch_gateway.orchestrator.planner import Planner
 from vllm_batch.aggregates import job as job_rules
 from vllm_batch.aggregates.job import Cancel, JobStatus
@@ -20,17 +21,29 @@ from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
 
-def planner(bench: OrchestratorBench, **overrides: object) -> Planner:
+class Known(RecordedNames):
+    """Every model there is, but "unknown"."""
+
+    def resolve(self, name: str) -> str | None:
+        return None if name == "unknown" else super().resolve(name)
+
+
+def planner(
+    bench: OrchestratorBench, aliases: dict[str, str] | None = None, **overrides: object
+) -> Planner:
     settings = Settings(home=bench.home, **{"chunk_requests_max": 4, **overrides})  # type: ignore[arg-type]
-    return Planner(
-        bench.store, bench.blobs, settings, is_known_model=lambda model: model != "unknown"
-    )
+    return Planner(bench.store, bench.blobs, settings, Known(aliases or {}))
 
 
-async def plan(bench: OrchestratorBench, submitted: JobSubmitted, **overrides: object) -> int:
+async def plan(
+    bench: OrchestratorBench,
+    submitted: JobSubmitted,
+    aliases: dict[str, str] | None = None,
+    **overrides: object,
+) -> int:
     job, seq = await fold(bench.store, subjects.job(submitted.job_id), job_rules.evolve)
     assert job is not None
-    return await planner(bench, **overrides).plan(job, seq)
+    return await planner(bench, aliases, **overrides).plan(job, seq)
 
 
 async def covered(bench: OrchestratorBench, job_id: JobId) -> list[str]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.orchestrator.bench import job_submitted
 
 from batch_gateway.orchestrator.policy import Backlog
-from vllm_batch.ids import ProjectId
+from vllm_batch.ids import JobId, ProjectId
 
 
 @dataclass
@@ -152,3 +152,27 @@ def test_it_follows_the_rule_through_any_history(
             if wanted is not None:
                 jobs[wanted].waiting -= 1
                 jobs[wanted].under_way += 1
+
+
+def waits_behind(*jobs: Share, offered: str) -> bool:
+    backlog = Backlog()
+    for job in jobs:
+        job.put(backlog)
+    return backlog.waits_behind(JobId(f"batch_{name}") for name in offered.split())
+
+
+def test_a_newcomer_is_not_to_wait_behind_what_another_job_was_offered() -> None:
+    large, small = Share("large", under_way=6), Share("small", waiting=1)
+    assert waits_behind(large, small, offered="large large")
+    assert waits_behind(large, Share("small", waiting=1, project="q"), offered="large")
+    begun = Share("small", waiting=1, under_way=1)
+    assert not waits_behind(large, begun, offered="large")
+    assert not waits_behind(Share("large", under_way=1), small, offered="large")
+    assert not waits_behind(large, Share("small", waiting=0), offered="large")
+    assert not waits_behind(large, small, offered="gone")
+
+
+def test_nor_behind_one_of_less_priority() -> None:
+    low, high = Share("low", under_way=1), Share("high", under_way=3, priority=1)
+    assert waits_behind(low, high, offered="low")
+    assert not waits_behind(low, high, offered="high")

@@ -99,11 +99,12 @@ async def test_what_the_log_does_not_know_is_left_alone(bench: OrchestratorBench
         assert len(await keys(bench, folder)) == 1
 
 
-async def test_segments_go_a_while_after_the_job_s_end(bench: OrchestratorBench) -> None:
+async def test_segments_and_plans_go_a_while_after_the_job_s_end(bench: OrchestratorBench) -> None:
     ended = await bench.submit("a", request("1"))
     running = await bench.submit("b", request("1"))
     for job_id in (ended.job_id, running.job_id):
         await bench.blobs.put(f"segments/{job_id}/0/1-1", b"x")
+        await bench.blobs.put(f"plans/{job_id}/0123.jsonl", b"x")
     await end(bench, ended.job_id)
     bench.clock.advance(bench.settings.segment_retention_seconds - 1)
     await sweep(bench)
@@ -111,6 +112,7 @@ async def test_segments_go_a_while_after_the_job_s_end(bench: OrchestratorBench)
     bench.clock.advance(1)
     await sweep(bench)
     assert await keys(bench, "segments") == {f"segments/{running.job_id}/0/1-1"}
+    assert await keys(bench, "plans") == {f"plans/{running.job_id}/0123.jsonl"}
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -166,3 +168,74 @@ async def test_what_happens_while_it_runs_is_noticed(bench: OrchestratorBench) -
             await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+async def finished(bench: OrchestratorBench, name: str) -> JobId:
+    """Run a job to its end, with an output file and segments."""
+    submitted = await bench.submit(name, request("1"))
+    job_id = submitted.job_id
+    await bench.upload(f"{name}-out", b"answers")
+    await bench.job_command(job_id, Cancel())
+    await bench.job_command(job_id, Finalize())
+    finish = Finish(total=0, completed=0, failed=0, usage=Usage(), error_file_id=None,
+                    output_file_id=FileId(f"file-{name}-out"))  # fmt: skip
+    await bench.job_command(job_id, finish)
+    await bench.blobs.put(f"segments/{job_id}/0/1-1", b"x")
+    return job_id
+
+
+def keeping(bench: OrchestratorBench, seconds: int) -> None:
+    bench.settings = bench.settings.model_copy(update={"batch_retention_seconds": seconds})
+
+
+async def test_a_batch_is_retired_with_its_output_and_results(bench: OrchestratorBench) -> None:
+    keeping(bench, 100)
+    job_id = await finished(bench, "a")
+    bench.clock.advance(99)
+    await sweep(bench)
+    assert not (await bench.job(job_id)).retired
+    assert "files/file-a-out" in await keys(bench)
+    bench.clock.advance(1)
+    await sweep(bench)
+    assert (await bench.job(job_id)).retired
+    assert await reason(bench, "a-out") == "expired"
+    assert "files/file-a-out" not in await keys(bench)
+    assert await keys(bench, "segments") == set()
+    before = await bench.store.last_sequence()
+    await sweep(bench)  # once
+    assert await bench.store.last_sequence() == before
+
+
+async def test_batches_stay_unless_the_settings_say_otherwise(bench: OrchestratorBench) -> None:
+    job_id = await finished(bench, "a")
+    bench.clock.advance(10 * 365 * 86_400)
+    await sweep(bench)
+    assert not (await bench.job(job_id)).retired
+    assert "files/file-a-out" in await keys(bench)
+
+
+async def test_output_that_another_batch_reads_keeps_its_batch(bench: OrchestratorBench) -> None:
+    keeping(bench, 100)
+    job_id = await finished(bench, "a")
+    reader = await bench.submit("b", request("1"), input_file_id=FileId("file-a-out"))
+    bench.clock.advance(200)
+    await sweep(bench)
+    assert not (await bench.job(job_id)).retired
+    assert "files/file-a-out" in await keys(bench)
+    await end(bench, reader.job_id)
+    await sweep(bench)
+    assert (await bench.job(job_id)).retired
+
+
+async def test_a_leader_that_died_between_the_file_and_the_end_is_made_up_for(
+    bench: OrchestratorBench,
+) -> None:
+    keeping(bench, 100)
+    job_id = await finished(bench, "a")
+    file_seq = [r.seq async for b in bench.store.read("file.*.file-a-out") for r in b][-1]
+    await bench.store.append(
+        FileDeleted(file_id=FileId("file-a-out"), reason="expired"), expected=file_seq
+    )
+    bench.clock.advance(200)
+    await sweep(bench)
+    assert (await bench.job(job_id)).retired

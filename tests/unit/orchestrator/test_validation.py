@@ -11,7 +11,6 @@ import pytest
 
 from batch_gateway.orchestrator.validation import Validator
 from vllm_batch.events import LineError
-from vllm_batch.events.chunk import Cut
 from vllm_batch.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -36,14 +35,19 @@ def line(custom_id: Any = "a", **changes: Any) -> bytes:
     return json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
 
 
+class Known:
+    """Every model there is, but "unknown"."""
+
+    def resolve(self, name: str) -> str | None:
+        return None if name == "unknown" else name
+
+    def known(self) -> list[str]:
+        return ["m", "n"]
+
+
 def validator(**changes: Any) -> Validator:
-    endpoint = changes.pop("endpoint", CHAT)
-    return Validator(
-        Settings(**changes),
-        endpoint=endpoint,
-        cut=Cut(256, 1 << 20),
-        is_known=lambda model: model != "unknown",
-    )
+    endpoint, mixed = changes.pop("endpoint", CHAT), changes.pop("mixed", False)
+    return Validator(Settings(**changes), endpoint=endpoint, names=Known(), mixed=mixed)
 
 
 def check(*blocks: bytes, **changes: Any) -> tuple[Validator, list[tuple[Any, ...]]]:
@@ -134,7 +138,7 @@ def test_a_good_file_is_accepted(content: bytes) -> None:
     found, errors = check(content)
     assert errors == []
     assert found.valid
-    assert (found.count, found.model) == (2, "m")
+    assert (found.count, found.models) == (2, {"m": 0})
 
 
 def test_raw_utf8_is_fine() -> None:
@@ -158,6 +162,28 @@ def test_every_problem_of_a_line_is_told() -> None:
 def test_a_file_without_requests_is_empty(content: bytes) -> None:
     _, errors = check(content)
     assert errors == [("empty_file", None, None)]
+
+
+def test_several_models_are_told_apart_where_the_batch_may_mix_them() -> None:
+    lines = [line(str(n), body={"model": model}) for n, model in enumerate("abba")]
+    found, errors = check(file(*lines), mixed=True)
+    assert errors == []
+    assert found.models == {"a": 0, "b": 1}
+    assert list(found.index.models) == [0, 1, 1, 0]
+
+
+def test_every_unknown_model_of_a_mixed_file_is_reported_once() -> None:
+    models = ("m", "unknown", "n", "unknown")
+    lines = [line(str(n), body={"model": model}) for n, model in enumerate(models)]
+    found, errors = check(file(*lines), mixed=True)
+    assert errors == [("model_not_found", "body.model", 2)]
+    assert "'m', 'n'" in found.errors[0].message
+
+
+def test_more_models_than_a_batch_may_mix_are_an_error() -> None:
+    lines = [line(str(n), body={"model": model}) for n, model in enumerate("abca")]
+    _, errors = check(file(*lines), mixed=True, batch_models_max=2)
+    assert errors == [("mismatched_model", "body.model", 3)]
 
 
 def test_an_unknown_model_is_reported_once() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from tests.facts import append, planned, submitted
 
 from batch_watchdog import open_jobs
@@ -36,6 +37,7 @@ from vllm_batch.fleet import Fleet, WorkerView
 from vllm_batch.heartbeats import Heartbeat
 from vllm_batch.ids import JobId, WorkerId
 from vllm_batch.messaging import subjects
+from vllm_batch.metrics.watchdog import WatchdogMetrics
 from vllm_batch.settings import Settings
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -119,6 +121,7 @@ class WatchdogBench:
         return Recovery(
             await self.fleet(), pulse or Pulse(self.clock.monotonic), self.store, self.restarter,
             settings=self.settings, clock=self.clock,
+            metrics=WatchdogMetrics(CollectorRegistry()),
         )  # fmt: skip
 
     async def stuck_jobs(self) -> StuckJobs:

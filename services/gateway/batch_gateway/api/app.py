@@ -10,24 +10,64 @@ from fastapi.openapi.utils import get_openapi
 
 from batch_gateway.api import (
     admin,
+    admin_keys,
+    admin_models,
+    admin_projects,
     answers,
     batch_events,
     batches,
     content,
     errors,
+    events,
     files,
     health,
+    health_page,
+    inference,
+    label_studio_webhook,
+    labeling,
     models,
     results,
     uploads,
+    usage,
+    webhook_endpoints,
+    webhook_objects,
 )
+from batch_gateway.api.access import root_of
+from batch_gateway.api.audit import Audit
 from batch_gateway.api.batch_object import Batch
 from batch_gateway.api.batch_request import CreateBatchRequest
 from batch_gateway.api.dependencies import Dependencies
-from batch_gateway.api.edge import GUARDED, Edge
+from batch_gateway.api.edge import Edge
 from batch_gateway.api.file_object import FileDeletion, FileObject
-from vllm_batch import fleet_report
+from batch_gateway.api.gate import Gate
+from vllm_batch import fleet_report, model_fit, model_listing
+from vllm_batch.events import LabelingAccuracyMeasured
+from vllm_batch.health.report import HealthReport
+from vllm_batch.labeling import agreement_report, project_report
+from vllm_batch.metrics.http import Measured
+from vllm_batch.tracing.http import NO_SECOND_SPANS, Traced
 
+_MODULES = (
+    files,
+    content,
+    uploads,
+    batches,
+    results,
+    batch_events,
+    events,
+    models,
+    inference,
+    admin,
+    admin_keys,
+    admin_models,
+    admin_projects,
+    webhook_endpoints,
+    usage,
+    label_studio_webhook,
+    labeling,
+    health,
+    health_page,
+)
 _DOCUMENTED = (
     Batch,
     CreateBatchRequest,
@@ -37,13 +77,43 @@ _DOCUMENTED = (
     admin.WorkerLogs,
     fleet_report.WorkerReport,
     admin.Workers,
+    admin_keys.Key,
+    admin_keys.KeyRequest,
+    admin_keys.Keys,
+    admin_projects.LimitsRequest,
+    admin_projects.Project,
+    admin_projects.Projects,
     answers.Page,
+    admin_models.ModelAliasRequest,
+    admin_models.ModelEstimateRequest,
+    admin_models.ModelPriceRequest,
+    admin_models.ModelRegistration,
+    admin_models.Models,
+    admin_models.ModelWorkerRequest,
+    admin_models.RegisteredModel,
+    model_fit.Examination,
+    model_listing.ModelStatus,
+    inference.Inference,
+    LabelingAccuracyMeasured,
+    agreement_report.AgreementReport,
+    labeling.GroundTruthMark,
+    HealthReport,
+    project_report.LabelingAccuracy,
+    project_report.LabelingAnnotation,
+    project_report.LabelingProject,
     models.Model,
     models.ModelList,
     uploads.CompleteRequest,
     uploads.PartObject,
     uploads.UploadObject,
     uploads.UploadRequest,
+    usage.UsageReport,
+    webhook_endpoints.Deleted,
+    webhook_endpoints.EventTypeList,
+    webhook_endpoints.TestResult,
+    webhook_objects.WebhookDelivery,
+    webhook_objects.WebhookEndpoint,
+    webhook_objects.WebhookEndpointRequest,
 )
 
 
@@ -53,19 +123,23 @@ def create_app(dependencies: Dependencies) -> FastAPI:
         title="vllm-batch",
         version=metadata.version("vllm-batch"),
         redirect_slashes=False,
+        docs_url=None,  # its page takes scripts from elsewhere
         redoc_url=None,
+        telemetry=NO_SECOND_SPANS,
     )
     app.state.dependencies = dependencies
-    modules = (files, content, uploads, batches, results, batch_events, models, admin, health)
-    for module in modules:
+    for module in _MODULES:
         app.include_router(module.router)
-    errors.install(app, [route for module in modules for route in module.router.routes])
+    errors.install(app, [route for module in _MODULES for route in module.router.routes])
+    app.add_middleware(Audit, store=dependencies.store, new_id=dependencies.new_id)
     app.add_middleware(
         Edge,
-        keys=dependencies.keys,
+        gate=Gate(dependencies.keys, dependencies.limits, dependencies.rates, dependencies.clock),
         clock=dependencies.clock,
         new_id=dependencies.new_id,
     )
+    app.add_middleware(Traced)
+    app.add_middleware(Measured, metrics=dependencies.metrics.http)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's documented way
     return app
 
@@ -80,7 +154,7 @@ def _document(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)  # answered as 400 in the envelope
-                if path.startswith(GUARDED):
+                if root_of(path) is not None:
                     operation["security"] = [{"key": []}]
         app.openapi_schema = document
     return app.openapi_schema

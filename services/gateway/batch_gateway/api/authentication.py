@@ -6,75 +6,94 @@ revoked anywhere counts here within milliseconds, and no request, valid or not, 
 
 from __future__ import annotations
 
-import asyncio
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import structlog
-
-from batch_gateway.api.streaming import closing
 from vllm_batch import api_keys
+from vllm_batch.clock import Clock, SystemClock
 from vllm_batch.event_store import EventStore
-from vllm_batch.events import ApiKeyCreated, ApiKeyRevoked, Recorded
+from vllm_batch.event_store.folds import keep_up, take_in
+from vllm_batch.events import ApiKeyCreated, ApiKeyRevoked, ApiKeyRotated, Recorded
 from vllm_batch.ids import KeyId, ProjectId
 from vllm_batch.messaging import subjects
 
-log = structlog.get_logger(__name__)
-
-RETRY_SECONDS = 1.0
+_CLOCK = SystemClock()
 
 
 class Caller(NamedTuple):
-    """The project a request acts for, the key it came with, and what else that key opens."""
+    """The project a request acts for, the key it came with, and what that key opens."""
 
     project: ProjectId
     key_id: KeyId
-    scopes: frozenset[str] = frozenset()
+    scopes: frozenset[str] = api_keys.DEFAULT_SCOPES
+
+    def may(self, scope: str) -> bool:
+        """Tell whether the key opens ``scope``."""
+        return scope in self.scopes or api_keys.ADMIN in self.scopes
+
+
+class _Opening(NamedTuple):
+    """What a secret opens, and until when (Unix seconds)."""
+
+    caller: Caller
+    until: float = math.inf
 
 
 class KeyRing:
     """All keys that open something, by the SHA-256 of their secret."""
 
-    def __init__(self, store: EventStore) -> None:
+    def __init__(self, store: EventStore, clock: Clock = _CLOCK) -> None:
         self._store = store
-        self._callers: dict[str, Caller] = {}
-        self._digests: dict[KeyId, str] = {}
-        self._position = 0
+        self._clock = clock
+        self._openings: dict[str, _Opening] = {}
+        self._digests: dict[KeyId, list[str]] = {}
+        self.position = 0
 
     def find(self, authorization: str | None) -> Caller | None:
-        """Return who an ``Authorization`` header stands for; None if it opens nothing."""
+        """Return who an ``Authorization`` header stands for; None if it opens nothing (now)."""
         scheme, _, secret = (authorization or "").strip().partition(" ")
         if scheme.lower() != "bearer" or not secret:
             return None
-        return self._callers.get(api_keys.digest(secret.strip()))
+        found = self._openings.get(api_keys.digest(secret.strip()))
+        if found is None or self._clock.now().timestamp() >= found.until:
+            return None
+        return found.caller
+
+    def still_counts(self, caller: Caller) -> bool:
+        """Tell whether a key that was found before opens anything now."""
+        now = self._clock.now().timestamp()
+        digests = self._digests.get(caller.key_id, ())
+        return any(now < self._openings[digest].until for digest in digests)
 
     async def load(self) -> None:
         """Take in every key there is now."""
-        async for batch in self._store.read(subjects.ALL_API_KEYS):
-            self._apply_all(batch)
+        await take_in(self._store, subjects.ALL_API_KEYS, self)
 
     async def follow(self, on_change: Callable[[], None] = lambda: None) -> None:
         """Take in what comes, for ever. Start it after `load`."""
-        while True:
-            try:
-                events = self._store.follow([subjects.ALL_API_KEYS], after=self._position)
-                async with closing(events) as batches:
-                    async for batch in batches:
-                        self._apply_all(batch)
-                        on_change()
-            except Exception:  # the outermost loop of this duty
-                log.exception("following API keys failed; starting anew", after=self._position)
-                await asyncio.sleep(RETRY_SECONDS)
+        await keep_up(self._store, subjects.ALL_API_KEYS, self, on_change)
 
-    def _apply_all(self, batch: list[Recorded]) -> None:
-        for recorded in batch:
-            self._apply(recorded)
-            self._position = recorded.seq
-
-    def _apply(self, recorded: Recorded) -> None:
+    def apply(self, recorded: Recorded) -> None:
+        """Take one event in."""
+        self.position = recorded.seq
         match recorded.event:
-            case ApiKeyCreated(key_id=key_id, project=project, sha256=sha256, scopes=scopes):
-                self._callers[sha256] = Caller(project, key_id, frozenset(scopes))
-                self._digests[key_id] = sha256
+            case ApiKeyCreated() as created:
+                caller = Caller(created.project, created.key_id, frozenset(created.scopes))
+                until = math.inf if created.expires_at is None else float(created.expires_at)
+                self._openings[created.sha256] = _Opening(caller, until)
+                self._digests[created.key_id] = [created.sha256]
+            case ApiKeyRotated() as rotated if rotated.key_id in self._digests:
+                self._rotate(rotated, self._digests[rotated.key_id])
             case ApiKeyRevoked(key_id=key_id):
-                self._callers.pop(self._digests.pop(key_id, ""), None)
+                for sha256 in self._digests.pop(key_id, ()):
+                    self._openings.pop(sha256, None)
+
+    def _rotate(self, rotated: ApiKeyRotated, digests: list[str]) -> None:
+        newest = self._openings[digests[-1]]
+        self._openings[rotated.sha256] = newest
+        for sha256 in digests:  # a secret that was replaced before keeps its earlier end
+            opening = self._openings[sha256]
+            until = min(opening.until, float(rotated.old_until))
+            self._openings[sha256] = opening._replace(until=until)
+        digests.append(rotated.sha256)

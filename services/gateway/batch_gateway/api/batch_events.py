@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from batch_gateway.api.answers import DOCUMENTED_ERRORS
+from batch_gateway.api.authentication import Caller
 from batch_gateway.api.dependencies import Api, CalledBy, Dependencies
 from batch_gateway.api.request_body import invalid
 from batch_gateway.api.streaming import (
@@ -65,10 +66,14 @@ def _encoded(recorded: Recorded) -> bytes:
     return sse(json_line(event), event=recorded.event.TYPE, id=str(recorded.seq))
 
 
-async def _follow(api: Dependencies, job_id: JobId, after: int) -> AsyncGenerator[bytes, None]:
+async def _follow(
+    api: Dependencies, caller: Caller, job_id: JobId, after: int
+) -> AsyncGenerator[bytes, None]:
     wanted = [subjects.job(job_id), subjects.chunks_of(job_id)]
     async with closing(api.store.follow(wanted, after=after)) as batches:
         async for batch in batches:
+            if not api.keys.still_counts(caller):
+                return
             for recorded in batch:
                 yield _encoded(recorded)
                 if isinstance(recorded.event, _TERMINAL):
@@ -91,5 +96,5 @@ async def stream_events(
         after = int(last_id)
     if found.job.terminal and after >= found.seq:
         return Response(status_code=204)  # tells an EventSource not to come back
-    pieces = with_keep_alive(_follow(api, found.job.job_id, after))
+    pieces = with_keep_alive(_follow(api, caller, found.job.job_id, after))
     return StreamedResponse(pieces, headers=UNBUFFERED, media_type=EVENT_STREAM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from vllm_batch.aggregates.job import JobStatus
 from vllm_batch.events import LineError
 from vllm_batch.projections.rows import BatchRow
+from vllm_batch.projections.waiting import WaitingRow, why
 
 Status = Literal[
     "validating",
@@ -80,6 +82,21 @@ class BatchUsage(msgspec.Struct, frozen=True):
     total_tokens: int
 
 
+class WaitingFor(msgspec.Struct, frozen=True):
+    """A model that no worker serves now, and how many of the batch's requests need it."""
+
+    model: str
+    requests: int
+    message: str
+
+
+class Extension(msgspec.Struct, frozen=True):
+    """What OpenAI's batches do not have. ``waiting_for``: the batch runs, and cannot go on with
+    these until a worker serves them; it waits until its window closes."""
+
+    waiting_for: list[WaitingFor]
+
+
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
     """A batch."""
 
@@ -105,10 +122,11 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     request_counts: RequestCounts
     usage: BatchUsage | None
     metadata: dict[str, str] | None
+    vllm_batch: Extension
 
 
-def batch_object(row: BatchRow) -> Batch:
-    """Return what clients see of ``row``.
+def batch_object(row: BatchRow, waiting: Sequence[WaitingRow] = ()) -> Batch:
+    """Return what clients see of ``row``, a batch that waits for ``waiting``.
 
     OpenAI's way from cancelling to cancelled has no finalizing in between, so there is none to see.
     """
@@ -138,6 +156,7 @@ def batch_object(row: BatchRow) -> Batch:
         request_counts=RequestCounts(row.total, row.completed, row.failed),
         usage=_usage(row),
         metadata=row.metadata,
+        vllm_batch=Extension([WaitingFor(one.model, one.requests, why(one)) for one in waiting]),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from batch_gateway.api import batch_request
+from batch_gateway.api import batch_request, quotas
 from batch_gateway.api.answers import Page, answer, documented, page_of, takes
 from batch_gateway.api.authentication import Caller
 from batch_gateway.api.batch_object import Batch, batch_object
@@ -27,6 +27,7 @@ from vllm_batch.event_store import append_decided
 from vllm_batch.events import JobSubmitted
 from vllm_batch.ids import FileId, JobId
 from vllm_batch.messaging import subjects
+from vllm_batch.projections.rows import BatchRow
 
 router = APIRouter(prefix="/v1/batches", tags=["Batches"])
 
@@ -34,7 +35,7 @@ router = APIRouter(prefix="/v1/batches", tags=["Batches"])
 @router.post("", openapi_extra=takes(CreateBatchRequest), responses=documented(Batch))
 async def create_batch(request: Request, api: Api, caller: CalledBy) -> Response:
     """Create a batch. With an ``Idempotency-Key`` header, asking twice makes one batch."""
-    body = await read_object(request, api.settings.body_bytes_max)
+    body = await read_object(request, api.settings)
     wanted = batch_request.parse(
         body, window_seconds_max=api.settings.completion_window_seconds_max
     )
@@ -46,7 +47,7 @@ async def create_batch(request: Request, api: Api, caller: CalledBy) -> Response
         fingerprint = wanted.fingerprint()
         if (before := await _created_before(api, caller, job_id)) is not None:
             return await _same_again(api, before, fingerprint)
-    await _check_input_file(api, caller, wanted)
+    lines = await _check_input_file(api, caller, wanted)
     now = api.clock.now()
     submitted = JobSubmitted(
         job_id=job_id,
@@ -61,13 +62,15 @@ async def create_batch(request: Request, api: Api, caller: CalledBy) -> Response
         priority=wanted.priority,
         fingerprint=fingerprint,
     )
-    try:
-        event = rules.decide(None, Submit(submitted))
-        recorded = await api.store.append(event, expected=0, at=now)
-    except Conflict:
-        before = await api.reads.job(caller.project, job_id)
-        return await _same_again(api, before, fingerprint)
-    await api.reads.catch_up(recorded.seq)
+    async with quotas.turn(api, caller):
+        await quotas.check_queue(api, caller, lines)
+        try:
+            event = rules.decide(None, Submit(submitted))
+            recorded = await api.store.append(event, expected=0, at=now)
+        except Conflict:
+            before = await _created_before(api, caller, job_id)
+            return await _same_again(api, before, fingerprint)
+        await api.reads.catch_up(recorded.seq)
     return await _answer(api, evolve_job(None, recorded))
 
 
@@ -78,19 +81,25 @@ async def _created_before(api: Dependencies, caller: Caller, job_id: JobId) -> J
         return None
 
 
-async def _same_again(api: Dependencies, before: JobAndRow, fingerprint: str | None) -> Response:
+async def _same_again(
+    api: Dependencies, before: JobAndRow | None, fingerprint: str | None
+) -> Response:
+    if before is None:
+        raise Rejected("This Idempotency-Key was used for a batch that is deleted by now.")
     if fingerprint is None or before.job.submitted.fingerprint != fingerprint:
         raise Rejected("This Idempotency-Key was used for another batch.")
     return await _answer(api, before)
 
 
-async def _check_input_file(api: Dependencies, caller: Caller, wanted: BatchRequest) -> None:
+async def _check_input_file(api: Dependencies, caller: Caller, wanted: BatchRequest) -> int:
+    """Return how many lines the input file has. Raises InvalidInput where it is none."""
     try:
         row = await api.reads.file(caller.project, wanted.input_file_id)
     except NotFound as error:
         raise InvalidInput(str(error), param="input_file_id") from error
     if row.purpose != "batch":
         raise invalid("input_file_id", f"the file's purpose is {row.purpose!r}, not 'batch'")
+    return row.lines
 
 
 @router.get("", responses=documented(Page))
@@ -107,13 +116,15 @@ async def list_batches(
     rows, has_more = await lists.batches(
         caller.project, limit=limit, after=JobId(after) if after else None
     )
-    return page_of([batch_object(row) for row in rows], has_more=has_more)
+    waiting = await api.reads.waiting(rows)
+    batches = [batch_object(row, waiting.get(row.job_id, ())) for row in rows]
+    return page_of(batches, has_more=has_more)
 
 
 @router.get("/{batch_id}", responses=documented(Batch))
 async def retrieve_batch(batch_id: str, api: Api, caller: CalledBy) -> Response:
     """Retrieve a batch."""
-    return answer(batch_object(await api.reads.batch(caller.project, batch_id)))
+    return await _shown(api, await api.reads.batch(caller.project, batch_id))
 
 
 @router.post("/{batch_id}/cancel", responses=documented(Batch))
@@ -144,4 +155,9 @@ async def cancel_batch(batch_id: str, api: Api, caller: CalledBy) -> Response:
 
 
 async def _answer(api: Dependencies, found: JobAndRow) -> Response:
-    return answer(batch_object(await api.reads.with_counts(found.row)))
+    return await _shown(api, await api.reads.with_counts(found.row))
+
+
+async def _shown(api: Dependencies, row: BatchRow) -> Response:
+    waiting = await api.reads.waiting([row])
+    return answer(batch_object(row, waiting.get(row.job_id, ())))

@@ -1,7 +1,7 @@
 """The outermost layer of the API: what is the same for every request.
 
-Gives each answer an ``x-request-id`` and its processing time, asks for the key before anybody
-looks at ids or bodies, and turns what nobody caught into a 500 in the envelope.
+Gives each answer an ``x-request-id``, its processing time and the headers of its limits, has the
+gate look at the call first, and turns what nobody caught into a 500 in the envelope.
 """
 
 from __future__ import annotations
@@ -9,30 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from batch_gateway.api.authentication import Caller, KeyRing
-from batch_gateway.api.errors import error_response, internal_error
-from vllm_batch import api_keys
+from batch_gateway.api.errors import internal_error
+from batch_gateway.api.gate import Gate
 from vllm_batch.clock import Clock
+from vllm_batch.http_server import DATA_HEADERS
 
 log = structlog.get_logger(__name__)
-
-GUARDED = ("/v1", "/admin")
-ADMIN = "/admin"
 
 
 class Edge:
     """ASGI middleware around the whole application."""
 
     def __init__(
-        self, app: ASGIApp, *, keys: KeyRing, clock: Clock, new_id: Callable[[str], str]
+        self, app: ASGIApp, *, gate: Gate, clock: Clock, new_id: Callable[[str], str]
     ) -> None:
         self._app = app
-        self._keys = keys
+        self._gate = gate
         self._clock = clock
         self._new_id = new_id
 
@@ -53,10 +49,12 @@ class Edge:
                 headers["x-request-id"] = request_id
                 elapsed = self._clock.monotonic() - started
                 headers["openai-processing-ms"] = str(round(elapsed * 1000))
+                headers.update(DATA_HEADERS)
+                headers.update(scope.get("state", {}).get("headers", {}))
             await send(message)
 
         try:
-            app = self._refusal(scope) or self._app
+            app = self._gate.refusal(scope) or self._app
             await app(scope, receive, send_marked)
         except ClientDisconnect:
             log.debug("client left", request_id=request_id, path=scope["path"])
@@ -67,37 +65,3 @@ class Edge:
             if answered:
                 raise
             await internal_error()(scope, receive, send_marked)
-
-    def _refusal(self, scope: Scope) -> Response | None:
-        """Note who is calling; return a 401 where a key is asked for and none fits, a 403 where it
-        does not open that much."""
-        path = scope["path"]
-        root = next((root for root in GUARDED if path == root or path.startswith(f"{root}/")), None)
-        if root is None:
-            return None
-        authorization = Headers(scope=scope).get("authorization")
-        caller = self._keys.find(authorization)
-        if caller is None:
-            return error_response(
-                401,
-                "Incorrect API key provided."
-                if authorization
-                else "No API key provided: send it as 'Authorization: Bearer <key>'.",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
-            )
-        if root == ADMIN and api_keys.ADMIN not in caller.scopes:
-            return error_response(
-                403,
-                "This key may not manage the service; make one with "
-                "`vllm-batch keys create --scope admin`.",
-                code="insufficient_permissions",
-            )
-        scope.setdefault("state", {})["caller"] = caller
-        return None
-
-
-def caller_of(scope: Scope) -> Caller:
-    """Return who is calling; every guarded route has one."""
-    caller: Caller = scope["state"]["caller"]
-    return caller

@@ -19,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
+from batch_gateway.webhooks.signing import NoSecretKey
 from vllm_batch.errors import (
     AlreadyDone,
     BatchError,
@@ -149,6 +150,9 @@ def response_to(error: Exception) -> Response:
 
 
 def _response_to_outage(error: Exception) -> Response:
+    if isinstance(error, NoSecretKey):
+        unavailing = {"x-should-retry": "false"}
+        return error_response(503, str(error), code=error.code, headers=unavailing)
     messages: dict[type[BatchError], str] = {
         EventStoreUnavailable: "The event log cannot be reached at the moment; please try again.",
         ProjectionUnavailable: "The lists in the database are away or behind; please try again.",

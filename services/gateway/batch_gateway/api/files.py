@@ -5,6 +5,7 @@ Writes the blobs ``files/<file id>`` and the events ``file.uploaded`` and ``file
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from batch_gateway.api import file_object as rules
+from batch_gateway.api import quotas
 from batch_gateway.api.answers import Page, answer, documented, page_of, takes_form
 from batch_gateway.api.authentication import Caller
 from batch_gateway.api.dependencies import Api, CalledBy, Dependencies
@@ -145,17 +147,21 @@ async def create_file(request: Request, api: Api, caller: CalledBy) -> Response:
         if int(declared) > bytes_max + FORM_OVERHEAD_BYTES_MAX:
             raise too_large("The file", bytes_max)
         refuse_without_room(api.blobs, int(declared), api.settings.blob_free_bytes_min)
+        await quotas.check_storage(api, caller, int(declared) - FORM_OVERHEAD_BYTES_MAX)
     upload = _Upload(api)
-    try:
-        await upload.receive(Form(request.headers.get("content-type", ""), request.stream()))
-        now = api.clock.now()
-        event = upload.event(caller, now)
-    except BaseException:
-        await upload.intake.discard()
-        raise
-    # From here on the blob stays: an append without an answer may well have happened.
-    recorded = await api.store.append(event, expected=0, at=now)
-    await api.reads.catch_up(recorded.seq)
+    async with AsyncExitStack() as turn:
+        try:
+            await upload.receive(Form(request.headers.get("content-type", ""), request.stream()))
+            now = api.clock.now()
+            event = upload.event(caller, now)
+            await turn.enter_async_context(quotas.turn(api, caller))
+            await quotas.check_storage(api, caller, event.bytes)
+        except BaseException:
+            await upload.intake.discard()
+            raise
+        # From here on the blob stays: an append without an answer may well have happened.
+        recorded = await api.store.append(event, expected=0, at=now)
+        await api.reads.catch_up(recorded.seq)
     return answer(file_object(files.evolve(None, recorded)))
 
 

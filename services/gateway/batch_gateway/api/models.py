@@ -1,4 +1,4 @@
-"""Models: what workers have announced."""
+"""Models: what is registered, its aliases, and what workers have announced."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ router = APIRouter(prefix="/v1/models", tags=["Models"])
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """A model."""
+    """A model. As in vLLM, ``root`` is the model that an alias means (else the model itself) and
+    ``parent`` the base of an adapter."""
 
     id: str
     object: str = "model"
     created: int
     owned_by: str = "vllm-batch"
+    root: str
+    parent: str | None = None
 
 
 class ModelList(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +34,7 @@ class ModelList(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _model(row: ModelRow) -> Model:
-    return Model(id=row.name, created=row.created_at)
+    return Model(id=row.name, created=row.created_at, root=row.root or row.name, parent=row.parent)
 
 
 @router.get("", responses=documented(ModelList))

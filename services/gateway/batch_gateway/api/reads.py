@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple, TypeVar
@@ -20,17 +20,18 @@ import msgspec
 from batch_gateway.api.errors import shown
 from vllm_batch import ids
 from vllm_batch.aggregates import job as rules
-from vllm_batch.aggregates.job import Job
+from vllm_batch.aggregates.job import Job, JobStatus
 from vllm_batch.clock import Clock
 from vllm_batch.errors import EventStoreUnavailable, NotFound, ProjectionUnavailable
 from vllm_batch.event_store import EventStore
 from vllm_batch.event_store.protocol import fold
-from vllm_batch.events import Recorded, WorkerReady
+from vllm_batch.events import Recorded
 from vllm_batch.ids import FileId, JobId, ProjectId
 from vllm_batch.messaging import subjects
 from vllm_batch.projections import files, from_log, jobs
 from vllm_batch.projections.read_models import ReadModels
 from vllm_batch.projections.rows import BatchRow, FileRow, ModelRow
+from vllm_batch.projections.waiting import WaitingRow
 from vllm_batch.settings import Settings
 
 REMEMBERED_JOBS_MAX = 10_000
@@ -137,7 +138,7 @@ class Reads:
         found: JobAndRow | None = None
         if ids.is_token(job_id):
             found, _ = await self.fold(subjects.job(JobId(job_id)), evolve_job)
-        if found is None or found.row.project != project:
+        if found is None or found.row.project != project or found.job.retired:
             raise NotFound(f"No such Batch object: {shown(job_id)}")
         self._shown_seq = max(self._shown_seq, found.seq)
         return found
@@ -175,6 +176,14 @@ class Reads:
         counts = await self._counts(row)
         return msgspec.structs.replace(row, completed=counts.completed, failed=counts.failed)
 
+    async def waiting(self, rows: Sequence[BatchRow]) -> dict[JobId, list[WaitingRow]]:
+        """Return what running batches among ``rows`` wait for; nothing while Postgres is away."""
+        running = [row.job_id for row in rows if row.status is JobStatus.RUNNING]
+        if running:
+            with suppress(ProjectionUnavailable):
+                return await self.lists.waiting(running)
+        return {}
+
     async def _counts(self, row: BatchRow) -> Counts:
         found = await self._counted_in_postgres(row)
         if found is None:
@@ -202,17 +211,11 @@ class Reads:
             self._shown_counts.popitem(last=False)
 
     async def models(self) -> list[ModelRow]:
-        """Return every model that a worker has ever announced."""
+        """Return what may be asked for: models registered or ever announced, and aliases."""
         try:
             return await self.lists.models()
         except ProjectionUnavailable:
-            first: dict[str, int] = {}
-            async for batch in self._store.read(subjects.every(WorkerReady)):
-                for recorded in batch:
-                    if isinstance(recorded.event, WorkerReady):
-                        for name in recorded.event.models:
-                            first.setdefault(name, unix(recorded.time))
-            return [ModelRow(name=name, created_at=at) for name, at in first.items()]
+            return await from_log.models(self._store)
 
 
 def evolve_job(state: JobAndRow | None, recorded: Recorded) -> JobAndRow:

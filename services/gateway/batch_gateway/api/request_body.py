@@ -5,6 +5,7 @@ Bodies are bounded in bytes and depth; a wrong value is an `InvalidInput` that n
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
@@ -12,6 +13,11 @@ from starlette.requests import Request
 
 from batch_gateway.api.errors import missing, too_large
 from vllm_batch.errors import InvalidInput
+from vllm_batch.settings import Settings
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_INNERMOST = re.compile(rb"\[\]|\{\}")
 
 EXPIRY_SECONDS_MIN = 3600
 EXPIRY_SECONDS_MAX = 30 * 24 * 3600
@@ -43,20 +49,37 @@ async def read_bounded(request: Request, bytes_max: int) -> bytes:
     return bytes(body)
 
 
-async def read_object(request: Request, bytes_max: int) -> Body:
+def check_depth(raw: bytes | bytearray, depth_max: int) -> None:
+    """Raise InvalidInput where JSON is nested deeper than ``depth_max``."""
+    if raw.count(b"[") + raw.count(b"{") <= depth_max:
+        return
+    brackets = _STRING.sub(b"", raw).translate(None, _NO_BRACKETS)
+    for _ in range(depth_max):
+        if not brackets:
+            return
+        brackets = _INNERMOST.sub(b"", brackets)
+    if brackets:
+        raise InvalidInput(
+            f"The JSON body of your request is nested deeper than {depth_max} levels.",
+            code="nested_too_deep",
+        )
+
+
+async def read_object(request: Request, settings: Settings) -> Body:
     """Return the body as a JSON object.
 
     Raises:
         HttpRefusal: it is too large.
         InvalidInput: it is not JSON, not an object, or nested too deep.
     """
-    raw = await read_bounded(request, bytes_max)
+    raw = await read_bounded(request, settings.body_bytes_max)
     try:
         body = msgspec.json.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:
         raise InvalidInput(f"We could not parse the JSON body of your request: {error}.") from error
     except RecursionError as error:
         raise InvalidInput("The JSON body of your request is nested too deep.") from error
+    check_depth(raw, settings.body_depth_max)
     if not isinstance(body, dict):
         raise InvalidInput(f"The body has to be a JSON object, not {json_type(body)}.")
     return body

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
-import uvicorn
 
 from batch_gateway.api.app import create_app
 from batch_gateway.api.authentication import KeyRing
 from batch_gateway.api.dependencies import Dependencies
+from batch_gateway.api.inference_calls import OnlineWork, Switchboard
+from batch_gateway.api.measuring import ApiMeasuring
+from batch_gateway.api.model_names import ModelNames
+from batch_gateway.api.rate_sharing import RateSharing
 from batch_gateway.api.reads import Reads
+from vllm_batch import http_server, project_limits, tasks, tls
 from vllm_batch.blobs import open_blobs
 from vllm_batch.clock import SystemClock
-from vllm_batch.errors import StackError
 from vllm_batch.event_store import jetstream
+from vllm_batch.event_store.folds import keep_up
+from vllm_batch.messaging import subjects
+from vllm_batch.metrics.api import ApiMetrics
+from vllm_batch.metrics.event_log import EventLogMetrics
+from vllm_batch.metrics.exposition import Exposition, exposed
 from vllm_batch.notify import notify
 from vllm_batch.projections.read_models import ReadModels
 from vllm_batch.settings import Settings
@@ -27,109 +32,86 @@ from vllm_batch.settings import Settings
 log = structlog.get_logger(__name__)
 
 SOURCE = "gateway-api"
-BACKLOG = 1024
-KEEP_ALIVE_SECONDS = 75
-SHUTDOWN_SECONDS = 3
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn that tells when it listens, and leaves signals to us: its own way of ending a process
-    is to raise the signal again, which would skip closing our connections."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._stop)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
-
-    def _stop(self) -> None:
-        notify(STOPPING=1)
-        self.should_exit = True
 
 
 @asynccontextmanager
-async def connected(settings: Settings) -> AsyncIterator[Dependencies]:
+async def connected(
+    settings: Settings, exposition: Exposition | None = None
+) -> AsyncIterator[Dependencies]:
     """Yield what the endpoints need, connected; Postgres may come later.
 
     Raises:
         EventStoreUnavailable: no NATS server answers.
         BlobError: the blob store cannot be opened.
     """
+    exposition = exposition or Exposition("api")
     clock = SystemClock()
     blobs = open_blobs(settings.blob_url)
     async with (
-        jetstream.connect(settings, source=SOURCE) as store,
+        jetstream.connect(
+            settings, source=SOURCE, metrics=EventLogMetrics(exposition.registry)
+        ) as store,
         ReadModels.connect(settings) as read_models,
     ):
         keys = KeyRing(store)
         await keys.load()
-        following = asyncio.create_task(keys.follow(), name="follow API keys")
+        limits = await project_limits.load(store, settings)
+        following = [
+            asyncio.create_task(keys.follow(), name="follow API keys"),
+            asyncio.create_task(
+                keep_up(store, subjects.ALL_PROJECTS, limits), name="follow projects"
+            ),
+        ]
+        client = store.connection.client
+        names = ModelNames(client, clock, settings.lease_seconds)
+        switchboard = Switchboard(client, names, settings)
         try:
-            yield Dependencies(
-                settings=settings,
-                store=store,
-                blobs=blobs,
-                reads=Reads(store, read_models, settings, clock),
-                keys=keys,
-                client=store.connection.client,
-                clock=clock,
-            )
+            async with names.following(store), switchboard.listening():
+                dependencies = Dependencies(
+                    settings=settings,
+                    store=store,
+                    blobs=blobs,
+                    reads=Reads(store, read_models, settings, clock),
+                    keys=keys,
+                    limits=limits,
+                    client=client,
+                    online=OnlineWork(switchboard, names),
+                    clock=clock,
+                    metrics=ApiMetrics(exposition.registry),
+                )
+                measuring = ApiMeasuring(dependencies, store)
+                sharing = RateSharing(
+                    client, dependencies.rates, limits, settings.rate_share_seconds
+                )
+                with exposition.on_scrape(measuring.refresh):
+                    async with dependencies.meter.recording(), sharing.running():
+                        yield dependencies
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-
-
-def listen(settings: Settings) -> socket.socket:
-    """Return a socket bound to the API's address; port 0 takes a free one.
-
-    Raises:
-        StackError: the address is taken or not ours.
-    """
-    address = (settings.api_host, settings.api_port)
-    family = socket.AF_INET6 if ":" in settings.api_host else socket.AF_INET
-    try:
-        return socket.create_server(address, family=family, backlog=BACKLOG)
-    except OSError as error:
-        raise StackError(
-            f"cannot listen on {settings.api_host}:{settings.api_port}: {error.strerror}; "
-            "choose another port with VLLM_BATCH_API_PORT"
-        ) from error
+            await tasks.end(*following)
 
 
 async def run(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT."""
-    listener = listen(settings)
-    host, port = listener.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
+    pair = tls.server_pair(settings.api_tls_cert, settings.api_tls_key, setting="api_tls")
+    listener = http_server.listen(
+        settings.api_host, settings.api_port, setting="VLLM_BATCH_API_PORT"
+    )
+    url = f"{http_server.url_of(listener, pair)}/v1"
 
     def started() -> None:
         log.info("serving", url=url)
         notify(READY=1, STATUS=f"serving {url}")
 
     with listener:
-        async with connected(settings) as dependencies:
-            config = uvicorn.Config(
+        async with (
+            exposed(settings, service="api") as exposition,
+            connected(settings, exposition) as dependencies,
+        ):
+            await http_server.serve(
                 create_app(dependencies),
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+                listener,
+                settings,
+                on_started=started,
+                tls=pair,
+                shutdown_seconds=settings.api_shutdown_seconds,
             )
-            await _Server(config, started).serve(sockets=[listener])

@@ -8,11 +8,13 @@ answer or a crash makes no second file.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from datetime import datetime
 
 import structlog
 
 from batch_gateway.api import file_object as file_rules
+from batch_gateway.api import quotas
 from batch_gateway.api.authentication import Caller
 from batch_gateway.api.dependencies import Dependencies
 from batch_gateway.api.errors import shown
@@ -98,6 +100,7 @@ async def complete(
     Raises:
         InvalidInput: the parts, their sizes or the checksum do not fit.
         StorageFull: there is no room for the file.
+        HttpRefusal: the project may not store that much more.
     """
     parts = _named_parts(upload, part_ids)
     upload_id = upload.created.upload_id
@@ -105,9 +108,7 @@ async def complete(
     file_seq = await _recorded_before(api, file_id)
     if not file_seq:
         intake = await _join(api, upload, file_id, parts, md5)
-        now = api.clock.now()
-        event = _uploaded(api, caller, upload, intake, now)
-        file_seq = (await api.store.append(event, expected=0, at=now)).seq
+        file_seq = await _record(api, caller, upload, intake)
 
     def decide(state: Upload | None) -> Event:
         pending(api, state)
@@ -122,6 +123,22 @@ async def complete(
     await delete_parts(api, upload_id)
     await api.reads.catch_up(ended.seq)
     return upload
+
+
+async def _record(api: Dependencies, caller: Caller, upload: Upload, intake: Intake) -> int:
+    """Put the file on record, if the project may have it; return its sequence."""
+    now = api.clock.now()
+    event = _uploaded(api, caller, upload, intake, now)
+    async with AsyncExitStack() as turn:
+        try:
+            await turn.enter_async_context(quotas.turn(api, caller))
+            await quotas.check_storage(api, caller, event.bytes)
+        except BaseException:
+            await intake.discard()
+            raise
+        recorded = await api.store.append(event, expected=0, at=now)
+        await api.reads.catch_up(recorded.seq)
+    return recorded.seq
 
 
 async def _recorded_before(api: Dependencies, file_id: FileId) -> int:

@@ -14,6 +14,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from batch_gateway.api import file_object as file_rules
+from batch_gateway.api import quotas
 from batch_gateway.api.answers import answer, documented, takes, takes_form
 from batch_gateway.api.dependencies import Api, CalledBy, Dependencies
 from batch_gateway.api.errors import missing, too_large
@@ -94,7 +95,7 @@ class CompleteRequest(msgspec.Struct, frozen=True, kw_only=True):
 @router.post("", openapi_extra=takes(UploadRequest), responses=documented(UploadObject))
 async def create_upload(request: Request, api: Api, caller: CalledBy) -> Response:
     """Open an upload; it expires an hour later."""
-    body = await read_object(request, api.settings.body_bytes_max)
+    body = await read_object(request, api.settings)
     filename = required_text(body, "filename", file_rules.FILENAME_CHARACTERS_MAX)
     mime_type = required_text(body, "mime_type")
     purpose = file_rules.checked_purpose(required_text(body, "purpose"))
@@ -106,6 +107,7 @@ async def create_upload(request: Request, api: Api, caller: CalledBy) -> Respons
     size = checked_integer(body["bytes"], "bytes", 1, bytes_max)
     after_seconds = expiry_seconds(body, "expires_after")
     refuse_without_room(api.blobs, size, api.settings.blob_free_bytes_min)
+    await quotas.check_storage(api, caller, size)
     now = api.clock.now()
     event = UploadCreated(
         upload_id=UploadId(api.new_id("upload_")),
@@ -192,7 +194,7 @@ def _check_room(api: Dependencies, upload: Upload, more: int) -> None:
 async def complete_upload(upload_id: str, request: Request, api: Api, caller: CalledBy) -> Response:
     """Join the parts into a file. Asking again with the same parts answers the same file."""
     upload = await find(api, caller, upload_id)
-    body = await read_object(request, api.settings.body_bytes_max)
+    body = await read_object(request, api.settings)
     part_ids = _part_ids(body.get("part_ids"), present="part_ids" in body)
     md5 = checked_text(body["md5"], "md5", 32) if body.get("md5") is not None else None
     async with api.locks.of(f"complete {upload.created.upload_id}"):

@@ -1,4 +1,5 @@
-"""The board: every open job with its chunks, every worker, folded from events. Pure bookkeeping.
+"""The board: every open job with its chunks, every worker and model, folded from events. Pure
+bookkeeping.
 
 Owns nothing that is not in the log. Finished jobs are taken off it, so it stays as small as the
 work that is open. Who wants to know what changed takes a `Watch`.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from vllm_batch.aggregates import chunk as chunk_rules
 from vllm_batch.aggregates import job as job_rules
@@ -29,6 +31,7 @@ from vllm_batch.events.chunk import ChunkEvent
 from vllm_batch.events.job import JobEvent
 from vllm_batch.events.worker import WorkerEvent
 from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.model_registry import ModelRegistry
 
 _FAULTY = frozenset({"error", "engine_failed"})
 _LIFE = WorkerStarted | WorkerReady | WorkerStopped | WorkerLost
@@ -40,11 +43,12 @@ Change = tuple[JobId, int | None]
 
 @dataclass(slots=True)
 class ChunkView:
-    """A chunk and its last sequence; ``leased_seq`` is that of the present lease."""
+    """A chunk and its last sequence; ``leased_seq`` and ``leased_at`` are of the present lease."""
 
     chunk: Chunk
     seq: int
     leased_seq: int = 0
+    leased_at: datetime | None = None
     faults: int = 0
     """How often a worker gave it back because something went wrong."""
 
@@ -57,6 +61,7 @@ class JobView:
     job: Job
     seq: int
     submitted_seq: int
+    traceparent: str | None = None
     chunks: dict[int, ChunkView] = field(default_factory=dict)
     ready: set[int] = field(default_factory=set)
     leased: set[int] = field(default_factory=set)
@@ -67,22 +72,39 @@ class JobView:
         """Whether its ready chunks may be leased."""
         return self.job.status is JobStatus.RUNNING
 
+    def model_of(self, number: int) -> str:
+        """Return the model that a chunk is for."""
+        return self.chunks[number].chunk.planned.model
+
 
 @dataclass(slots=True)
 class WorkerView:
     """A worker as its own events have it; ``ended_seq`` is set once it stopped or was lost.
 
     ``gone``: its process is known to be over, because it said so or its successor has started.
-    ``seq`` is 0 for one that is only known from its leases.
+    ``seq`` is 0 for one that is only known from its leases. ``base``: the first of the models it
+    serves, of which the others are adapters; ``configured``: the one it began with.
     """
 
     worker_id: WorkerId
     seq: int = 0
     name: str = ""
+    engine: str = ""
     models: frozenset[str] = frozenset()
+    base: str | None = None
+    base_since: datetime | None = None
+    configured: str | None = None
     ended_seq: int | None = None
     gone: bool = False
     leases: set[tuple[JobId, int]] = field(default_factory=set)
+
+    def serves(self, models: list[str], since: datetime) -> None:
+        """Take note of what it serves from now on."""
+        self.models = frozenset(models)
+        base = models[0] if models else None
+        if base != self.base:
+            self.base, self.base_since = base, since
+            self.configured = self.configured or base
 
 
 class Watch:
@@ -125,6 +147,7 @@ class Board:
         self.workers: dict[WorkerId, WorkerView] = {}
         self.models: set[str] = set()
         """Every model that a worker has ever served."""
+        self.registry = ModelRegistry()
         self.position = 0
         self._monotonic = monotonic
         self._job_watches: list[Watch] = []
@@ -184,13 +207,16 @@ class Board:
             self._apply_job(event, recorded)
         elif isinstance(event, WorkerEvent):
             self._apply_worker(event, recorded)
+        else:
+            self.registry.apply(recorded)
 
     def _apply_job(self, event: JobEvent, recorded: Recorded) -> None:
         view = self.jobs.get(event.job_id)
         if view is None:
             if not isinstance(event, JobSubmitted):
                 return  # of a job that has ended
-            view = JobView(job_rules.evolve(None, recorded), recorded.seq, recorded.seq)
+            job = job_rules.evolve(None, recorded)
+            view = JobView(job, recorded.seq, recorded.seq, recorded.traceparent)
             self.jobs[event.job_id] = view
             for watch in self._new_job_watches:
                 watch.note(event.job_id)
@@ -231,7 +257,7 @@ class Board:
             if view.chunk.worker_id != owner:
                 self._end_lease(event.job_id, number, owner)
             if isinstance(event, ChunkLeased):
-                view.leased_seq = recorded.seq
+                view.leased_seq, view.leased_at = recorded.seq, recorded.time
             elif isinstance(event, ChunkReleased) and event.reason in _FAULTY:
                 view.faults += 1
         else:
@@ -274,11 +300,11 @@ class Board:
         view = self._worker(event.worker_id)
         view.seq = recorded.seq
         match event:
-            case WorkerStarted(name=name):
-                view.name = name
+            case WorkerStarted(name=name, engine=engine):
+                view.name, view.engine = name, engine
                 self._replace_older(view)
             case WorkerReady(models=models):
-                view.models = frozenset(models)
+                view.serves(models, recorded.time)
                 view.ended_seq = None
                 view.gone = False  # it was taken for lost, and says that it is not
                 self.models.update(models)

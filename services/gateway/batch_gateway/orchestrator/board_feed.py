@@ -1,7 +1,7 @@
 """Feeds the board from the log: what is there once, then what comes, for ever.
 
-Reads ``job.>``, the chunks of open jobs and the workers' lifecycle. Everything after the starting
-position is delivered again by following; the board skips what it has.
+Reads ``job.>``, the chunks of open jobs, the registry of models and the workers' lifecycle.
+Everything after the starting position is delivered again by following; the board skips what it has.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ async def load(store: EventStore, monotonic: Callable[[], float]) -> Board:
     await _read(store, board, subjects.ALL_JOBS)
     for job_id in tuple(board.jobs):
         await _read(store, board, subjects.chunks_of(job_id))
+    await _read(store, board, subjects.ALL_MODELS)
     await _read(store, board, subjects.ALL_WORKERS)  # last: who holds a lease is remembered
     await board.move_to(position)
     log.info("board loaded", jobs=len(board.jobs), workers=len(board.workers), position=position)
@@ -37,7 +38,9 @@ async def load(store: EventStore, monotonic: Callable[[], float]) -> Board:
 
 async def follow(store: EventStore, board: Board) -> None:
     """Keep the board up to date for ever."""
-    following = [subjects.ALL_JOBS, subjects.ALL_CHUNKS, subjects.ALL_WORKERS]
+    following = [
+        subjects.ALL_JOBS, subjects.ALL_CHUNKS, subjects.ALL_WORKERS, subjects.ALL_MODELS,
+    ]  # fmt: skip
     async for batch in store.follow(following, after=board.position):
         for recorded in batch:
             board.apply(recorded)

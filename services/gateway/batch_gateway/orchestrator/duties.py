@@ -19,9 +19,16 @@ _HEALTHY_SECONDS = 60.0
 
 
 async def keep_running(
-    name: str, duty: Callable[[], Awaitable[None]], *, rng: random.Random
+    name: str,
+    duty: Callable[[], Awaitable[None]],
+    *,
+    rng: random.Random,
+    on_crash: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Run ``duty`` for ever; a crash costs a pause that doubles up to ten seconds."""
+    """Run ``duty`` for ever; a crash costs a pause that doubles up to ten seconds.
+
+    ``on_crash`` hears the name of a duty that crashed.
+    """
     loop = asyncio.get_running_loop()
     pause = _PAUSE_SECONDS
     while True:
@@ -31,6 +38,7 @@ async def keep_running(
             log.error("duty ended", duty=name)
         except Exception:  # see the module's docstring
             log.exception("duty crashed", duty=name)
+            on_crash(name)
         if loop.time() - began > _HEALTHY_SECONDS:
             pause = _PAUSE_SECONDS
         await asyncio.sleep(pause * rng.uniform(0.7, 1.3))

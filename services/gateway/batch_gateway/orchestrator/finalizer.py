@@ -1,7 +1,8 @@
 """Writes a job's output and error files in input order and ends the job.
 
 Reads segments chunk by chunk, a few ahead, and streams both files at once, so memory does not grow
-with the job. Records ``file.created`` and the job's end. Ids, keys and contents follow from the job
+with the job; where chunks are not in the order of the file, their lines are put back into it on the
+local disk. Records ``file.created`` and the job's end. Ids, keys and contents follow from the job
 alone: two finalizers write the same files, and the log takes each event once.
 """
 
@@ -11,12 +12,16 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import structlog
 
+from batch_gateway.orchestrator import arrangement
 from batch_gateway.orchestrator.lanes import Lanes
 from batch_gateway.orchestrator.merging import Merged, merge_chunk
+from batch_gateway.orchestrator.reordering import Lines, in_file_order
+from batch_gateway.orchestrator.spool import Spool
 from vllm_batch import ids
 from vllm_batch.aggregates import job as rules
 from vllm_batch.aggregates.chunk import Chunk
@@ -77,10 +82,13 @@ class _FileWriter:
 class Finalizer:
     """Ends any number of jobs at once."""
 
-    def __init__(self, store: EventStore, blobs: BlobStore, clock: Clock) -> None:
+    def __init__(
+        self, store: EventStore, blobs: BlobStore, clock: Clock, *, spool_directory: Path
+    ) -> None:
         self._store = store
         self._blobs = blobs
         self._clock = clock
+        self._spool_directory = spool_directory
         self._lanes = Lanes()
 
     async def finish(self, job: Job, seq: int, chunks: list[Chunk]) -> int:
@@ -138,19 +146,34 @@ class Finalizer:
                 if lines:
                     await writers[kind].add(lines)
 
-            async with aclosing(self._merged(job, chunks)) as parts:
-                async for merged in parts:
-                    totals.completed += merged.completed
-                    totals.failed += merged.failed
-                    totals.error_lines += merged.error_lines
-                    await add("output", merged.output)
-                    await add("error", merged.errors)
+            async with aclosing(self._in_file_order(job, chunks, totals)) as parts:
+                async for lines in parts:
+                    await add("output", lines.output)
+                    await add("error", lines.errors)
             for writer in writers.values():
                 await writer.finish()
-        lines: dict[Kind, int] = {"output": totals.completed, "error": totals.error_lines}
-        return {kind: (writer, lines[kind]) for kind, writer in writers.items()}, totals
+        counts: dict[Kind, int] = {"output": totals.completed, "error": totals.error_lines}
+        return {kind: (writer, counts[kind]) for kind, writer in writers.items()}, totals
 
-    async def _merged(self, job: Job, chunks: list[Chunk]) -> AsyncGenerator[Merged]:
+    async def _in_file_order(
+        self, job: Job, chunks: list[Chunk], totals: _Totals
+    ) -> AsyncGenerator[Lines]:
+        """Yield the lines of both files, bit by bit; count them in ``totals``."""
+        cut = chunks[0].planned.cut if chunks else None
+        async with aclosing(self._merged(job, chunks, totals)) as parts:
+            if cut is None or cut.arrangement is None:
+                async for merged in parts:
+                    output, errors = merged.output.values(), merged.errors.values()
+                    yield Lines(b"".join(output), b"".join(errors))
+                return
+            order = (await arrangement.read(self._blobs, cut.arrangement)).order
+            with Spool(self._spool_directory) as spool:
+                async for lines in in_file_order(parts, chunks, order, spool):
+                    yield lines
+
+    async def _merged(
+        self, job: Job, chunks: list[Chunk], totals: _Totals
+    ) -> AsyncGenerator[Merged]:
         """Yield the chunks' parts in order; a few are being read ahead."""
         if job.outcome is None:
             raise Rejected(f"job {job.job_id} is {job.status}, not finalizing")
@@ -163,7 +186,11 @@ class Finalizer:
                     reading.append(asyncio.create_task(merge))
                 if not reading:
                     return
-                yield await reading[0]
+                merged = await reading[0]
+                totals.completed += len(merged.output)
+                totals.failed += merged.failed
+                totals.error_lines += len(merged.errors)
+                yield merged
                 reading.pop(0)
         finally:
             for task in reading:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+import re
 
 import structlog
 
@@ -17,18 +17,22 @@ from batch_gateway.orchestrator.board import Board, JobView, Watch
 from batch_gateway.orchestrator.finalizer import Finalizer
 from batch_gateway.orchestrator.planner import Planner
 from batch_gateway.orchestrator.steps import Step
+from vllm_batch import tracing
 from vllm_batch.aggregates import chunk as chunk_rules
 from vllm_batch.aggregates import job as job_rules
 from vllm_batch.aggregates.job import JobStatus
+from vllm_batch.clock import Clock
 from vllm_batch.errors import BatchError, Conflict, Rejected
 from vllm_batch.event_store import EventStore, append_decided
 from vllm_batch.ids import JobId
 from vllm_batch.messaging import subjects
+from vllm_batch.metrics.orchestrator import OrchestratorMetrics
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
 
 _GIVEN_UP = frozenset({JobStatus.CANCELLING, JobStatus.EXPIRING})
+_BETWEEN_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _BEHIND_SECONDS = 0.05
 _PAUSE_SECONDS = 0.5
 _PAUSE_SECONDS_MAX = 15.0
@@ -45,16 +49,19 @@ class Jobs:
         finalizer: Finalizer,
         settings: Settings,
         *,
-        monotonic: Callable[[], float],
+        clock: Clock,
         rng: random.Random,
+        metrics: OrchestratorMetrics,
     ) -> None:
         self._board = board
         self._store = store
         self._planner = planner
         self._finalizer = finalizer
         self._grace_seconds = settings.cancel_grace_seconds
-        self._monotonic = monotonic
+        self._clock = clock
+        self._monotonic = clock.monotonic
         self._rng = rng
+        self._metrics = metrics
         self._watch = Watch()
         self._tasks: dict[JobId, asyncio.Task[None]] = {}
         self._planning: set[JobId] = set()
@@ -119,9 +126,11 @@ class Jobs:
         self._timers[job_id] = asyncio.get_running_loop().call_later(max(seconds, 0.001), look)
 
     async def _take(self, view: JobView, step: Step) -> None:
-        job_id = view.job.job_id
+        job_id, name, began = view.job.job_id, _name(step), self._monotonic()
         try:
-            seq = await self._perform(view, step)
+            with tracing.continued(view.traceparent), tracing.span(name) as span:
+                span.set_attribute("vllm_batch.batch.id", job_id)
+                seq = await self._perform(view, step)
         except (Rejected, Conflict) as error:
             # The board is behind, or another leader was faster: both show on the board soon.
             log.debug("step not taken", job=job_id, step=type(step).__name__, why=str(error))
@@ -129,13 +138,23 @@ class Jobs:
             self._look_again(job_id, _BEHIND_SECONDS)
         except BatchError as error:
             self._pause(job_id)
+            self._metrics.step_failures.labels(name).inc()
             log.warning("step failed", job=job_id, step=type(step).__name__, error=str(error))
         except Exception:  # one job's trouble must not become everybody's
             self._pause(job_id)
+            self._metrics.step_failures.labels(name).inc()
             log.exception("step crashed", job=job_id, step=type(step).__name__)
         else:
             self._failures.pop(job_id, None)
+            self._metrics.step_duration.labels(name).observe(self._monotonic() - began)
+            if isinstance(step, steps.WriteFiles):
+                self._note_end(view)
             await self._board.reached(seq)
+
+    def _note_end(self, view: JobView) -> None:
+        took = self._clock.now() - view.job.times[JobStatus.VALIDATING]
+        outcome = view.job.outcome or "completed"
+        self._metrics.batch_duration.labels(outcome).observe(took.total_seconds())
 
     def _pause(self, job_id: JobId) -> None:
         failures = self._failures[job_id] = self._failures.get(job_id, 0) + 1
@@ -180,3 +199,8 @@ class Jobs:
         if seq == 0:
             raise Conflict("every chunk has moved on")
         return seq
+
+
+def _name(step: Step) -> str:
+    """Return what metrics call a step: plan, close_chunks, finalize, write_files."""
+    return _BETWEEN_WORDS.sub("_", type(step).__name__).lower()

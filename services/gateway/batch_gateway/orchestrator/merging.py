@@ -35,13 +35,12 @@ _NEVER_RAN: dict[Outcome | Literal["stuck"], tuple[str, str]] = {
 
 
 class Merged(NamedTuple):
-    """Lines of both files. ``failed`` counts only requests that ran, or were given up as stuck."""
+    """A chunk's lines of both files, by the requests' index. ``failed`` counts only requests that
+    ran, or were given up as stuck."""
 
-    output: bytes
-    errors: bytes
-    completed: int
+    output: dict[int, bytes]
+    errors: dict[int, bytes]
     failed: int
-    error_lines: int
 
 
 async def merge_chunk(blobs: BlobStore, chunk: Chunk, outcome: Outcome) -> Merged:
@@ -121,17 +120,17 @@ def _custom_id(line: bytes) -> str:
 def _split(
     results: list[Result | None], missing: dict[int, bytes], *, count_missing: bool
 ) -> Merged:
-    output: list[bytes] = []
-    errors: list[bytes] = []
+    output: dict[int, bytes] = {}
+    errors: dict[int, bytes] = {}
     failed = 0
     for index, result in enumerate(results):
         if result is None:
             failed += count_missing
             if line := missing.get(index):
-                errors.append(line)
+                errors[index] = line
         elif result.failed:
             failed += 1
-            errors.append(result.line)
+            errors[index] = result.line
         else:
-            output.append(result.line)
-    return Merged(b"".join(output), b"".join(errors), len(output), failed, len(errors))
+            output[index] = result.line
+    return Merged(output, errors, failed)

@@ -9,6 +9,7 @@ that was submitted first.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vllm_batch.events import JobSubmitted
@@ -70,6 +71,30 @@ class Backlog:
 
     def take(self) -> JobId | None:
         """Return the job whose chunk is released next, and count it as under way."""
+        chosen = self._next()
+        if chosen is None:
+            return None
+        tenant, job_id = chosen
+        job = self._jobs[job_id]
+        job.waiting -= 1
+        job.under_way += 1
+        tenant.under_way += 1
+        self._queue(job_id, job, tenant)
+        return job_id
+
+    def waits_behind(self, released: Iterable[JobId]) -> bool:
+        """Tell whether the next job has nothing under way, while one of ``released`` has more than
+        one chunk, or less priority: then their hints should not be before its own."""
+        chosen = self._next()
+        if chosen is None:
+            return False
+        job = self._jobs[chosen[1]]
+        others = [self._jobs[job_id] for job_id in set(released) if job_id in self._jobs]
+        if any(other.tenant[0] > job.tenant[0] for other in others):
+            return True
+        return job.under_way == 0 and any(other.under_way > 1 for other in others)
+
+    def _next(self) -> tuple[_Tenant, JobId] | None:
         best: tuple[int, int, _Turn] | None = None
         for (priority, _), tenant in self._tenants.items():
             turn = self._next_turn(tenant)
@@ -77,15 +102,7 @@ class Backlog:
                 rank = (priority, tenant.under_way, turn)
                 if best is None or _key(rank) < _key(best):
                     best, chosen = rank, tenant
-        if best is None:
-            return None
-        job_id = best[2][3]
-        job = self._jobs[job_id]
-        job.waiting -= 1
-        job.under_way += 1
-        chosen.under_way += 1
-        self._queue(job_id, job, chosen)
-        return job_id
+        return None if best is None else (chosen, best[2][3])
 
     def _queue(self, job_id: JobId, job: _Job, tenant: _Tenant) -> None:
         if job.waiting > 0 and job.under_way not in job.queued:

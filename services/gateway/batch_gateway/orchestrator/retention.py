@@ -1,8 +1,8 @@
-"""Deletes what has had its time: expired files, blobs of deleted files, segments of ended jobs,
-parts of uploads that are over.
+"""Deletes what has had its time: expired files, blobs of deleted files, segments and rearranged
+requests of ended jobs, parts of uploads that are over, and batches with their output.
 
-Records ``file.deleted{expired}``; deletes blobs only of what the log says is over. Blobs that the
-log knows nothing of are left alone: somebody may be writing them just now.
+Records ``file.deleted{expired}`` and ``job.retired``; deletes blobs only of what the log says is
+over. Blobs that the log knows nothing of are left alone: somebody may be writing them just now.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from enum import IntEnum
 
 import structlog
 
+from batch_gateway.orchestrator import arrangement
 from batch_gateway.orchestrator.board import Board
+from vllm_batch import tasks
+from vllm_batch.aggregates import job as job_rules
 from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import Clock
-from vllm_batch.errors import BatchError, Conflict
-from vllm_batch.event_store import EventStore
+from vllm_batch.errors import AlreadyDone, BatchError, Conflict
+from vllm_batch.event_store import EventStore, append_decided
+from vllm_batch.event_store.protocol import fold
 from vllm_batch.events import (
     FileCreated,
     FileDeleted,
@@ -27,6 +31,7 @@ from vllm_batch.events import (
     JobCompleted,
     JobExpired,
     JobFailed,
+    JobRetired,
     Recorded,
     UploadCancelled,
     UploadCompleted,
@@ -42,7 +47,8 @@ log = structlog.get_logger(__name__)
 UPLOAD_SLACK_SECONDS = 60.0
 _POSTPONED_SECONDS = 60.0
 _LOOK_SECONDS = 300.0
-_ENDS = (JobCompleted, JobExpired, JobCancelled, JobFailed)
+_ENDS = (JobCompleted, JobExpired, JobCancelled, JobFailed, JobRetired)
+"""The last one after the others: `_load` reads them one by one."""
 
 
 class Kind(IntEnum):
@@ -52,6 +58,7 @@ class Kind(IntEnum):
     FILE_BLOB = 1
     SEGMENTS = 2
     UPLOAD_PARTS = 3
+    BATCH = 4
 
 
 Due = tuple[float, Kind, str]
@@ -68,6 +75,7 @@ class Retention:
         self._blobs = blobs
         self._clock = clock
         self._segment_retention_seconds = settings.segment_retention_seconds
+        self._batch_retention_seconds = settings.batch_retention_seconds
         self._due: list[Due] = []
         self._more = asyncio.Event()
 
@@ -76,9 +84,7 @@ class Retention:
         self._due = []
         position = await self._store.last_sequence()
         await self._load()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(position))
-            group.create_task(self._sweep_for_ever())
+        await tasks.first_to_end(self._follow(position), self._sweep_for_ever())
 
     async def _load(self) -> None:
         """Find what is due of what is there: the log's past may be long, the blobs' is not."""
@@ -89,13 +95,13 @@ class Retention:
                     self._take_in(recorded, dues)
         kept = {
             Kind.FILE_BLOB: await self._names_below("files"),
-            Kind.SEGMENTS: await self._names_below("segments"),
+            Kind.SEGMENTS: await self._names_below("segments") | await self._names_below("plans"),
             Kind.UPLOAD_PARTS: await self._names_below("uploads"),
         }
         self._due = [
             (due, kind, name)
             for (kind, name), due in dues.items()
-            if kind is Kind.FILE_EXPIRES or name in kept[kind]
+            if kind not in kept or name in kept[kind]
         ]
         heapq.heapify(self._due)
 
@@ -122,6 +128,10 @@ class Retention:
                 dues[Kind.FILE_BLOB, event.file_id] = at
             case JobCompleted() | JobExpired() | JobCancelled() | JobFailed():
                 dues[Kind.SEGMENTS, event.job_id] = at + self._segment_retention_seconds
+                if self._batch_retention_seconds:
+                    dues[Kind.BATCH, event.job_id] = at + self._batch_retention_seconds
+            case JobRetired():
+                dues.pop((Kind.BATCH, event.job_id), None)
             case UploadCreated():
                 due = event.expires_at + UPLOAD_SLACK_SECONDS
                 dues[Kind.UPLOAD_PARTS, event.upload_id] = due
@@ -164,8 +174,34 @@ class Retention:
                 await self._delete_file(file_id)
             case Kind.SEGMENTS:
                 await self._blobs.delete_all(segments_prefix(JobId(name)))
+                await self._blobs.delete_all(arrangement.prefix_of(JobId(name)))
+            case Kind.BATCH:
+                return await self._retire(JobId(name))
             case Kind.UPLOAD_PARTS:
                 await self._blobs.delete_all(f"uploads/{name}")
+        return True
+
+    async def _retire(self, job_id: JobId) -> bool:
+        """Delete what a batch has made, then say so; False: another batch reads some of it."""
+        subject = subjects.job(job_id)
+        job, _ = await fold(self._store, subject, job_rules.evolve)
+        if job is None or job.retired:
+            return True
+        made = (job.ended.output_file_id, job.ended.error_file_id) if job.ended else ()
+        files = [file_id for file_id in made if file_id is not None]
+        if any(self._is_input(file_id) for file_id in files):
+            return False
+        for file_id in files:
+            await self._delete_file(file_id)
+        await self._delete(Kind.SEGMENTS, job_id)
+        try:
+            await append_decided(
+                self._store, subject, job_rules.evolve,
+                lambda state: job_rules.decide(state, job_rules.Retire()),
+            )  # fmt: skip
+        except AlreadyDone:
+            return True
+        log.info("batch retired", job=job_id)
         return True
 
     def _is_input(self, file_id: FileId) -> bool:

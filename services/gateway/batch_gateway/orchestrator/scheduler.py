@@ -2,7 +2,8 @@
 
 Writes hints to the work queue, nothing to the log. Per model a window of chunks is out, sized by
 the live workers that serve it; each lease that appears on the board makes room for the next. Which
-job that is, is decided at that moment (see `policy`).
+job that is, is decided at that moment (see `policy`). A job that mixes models is in the line of
+each of them, with the chunks that are for it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from nats.js.errors import Error as JetStreamError
 from batch_gateway.orchestrator.board import Board, Change, JobView
 from batch_gateway.orchestrator.policy import Backlog
 from batch_gateway.orchestrator.roster import Roster
+from vllm_batch import tracing
 from vllm_batch.aggregates.chunk import ChunkStatus
 from vllm_batch.ids import JobId
 from vllm_batch.messaging.consumer import Hint, HintQueue
@@ -38,11 +40,13 @@ ChunkKey = tuple[JobId, int]
 
 @dataclass(slots=True)
 class _Offer:
-    """A hint that is out: its place in the queue (0: not known yet), when it was looked at."""
+    """A hint that is out: its place in the queue (0: not known yet), when it was looked at, and
+    whether it is to be taken back as soon as its place is known."""
 
     epoch: int
     sequence: int
     looked_at: float
+    withdrawn: bool = False
 
 
 @dataclass(slots=True)
@@ -54,6 +58,8 @@ class _Model:
     backlog: Backlog = field(default_factory=Backlog)
     offers: dict[ChunkKey, _Offer] = field(default_factory=dict)
     offered: Counter[JobId] = field(default_factory=Counter)
+    given_back: bool = False
+    """Whether a chunk came back since the window was filled: it goes before new ones."""
 
     @property
     def over(self) -> bool:
@@ -79,7 +85,7 @@ class Scheduler:
         self._every_seconds = settings.reconcile_seconds
         self._monotonic = monotonic
         self._models: dict[str, _Model] = {}
-        self._model_of: dict[JobId, str] = {}
+        self._models_of: dict[JobId, set[str]] = {}
         self._paused: list[tuple[float, JobId, int]] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers: frozenset[str] = frozenset()
@@ -87,7 +93,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Offer for ever."""
-        self._models, self._model_of, self._paused = {}, {}, []
+        self._models, self._models_of, self._paused = {}, {}, []
         watch = self._board.watch(workers=True)
         try:
             while True:
@@ -107,29 +113,28 @@ class Scheduler:
             view = self._board.jobs.get(job_id)
             if view is None or not view.runnable or view.job.started is None:
                 self._forget_job(job_id)
-            elif job_id not in self._model_of:
-                self._add_job(job_id, view, view.job.started.model, now)
+            elif job_id not in self._models_of:
+                self._add_job(job_id, view, now)
             elif number is not None:
                 self._enqueue(view, job_id, number, now)
         while self._paused and self._paused[0][0] <= now:
             _, job_id, number = heapq.heappop(self._paused)
-            if job_id in self._model_of:
-                heapq.heappush(self._models[self._model_of[job_id]].waiting[job_id], number)
+            if job_id in self._models_of:
+                self._line_up(self._board.jobs[job_id], job_id, number)
                 changed.add(job_id)
         for model in self._models.values():
             changed.update(self._drop_taken(model))
-        for job_id in changed & self._model_of.keys():
-            self._update(job_id)
+        for job_id in changed & self._models_of.keys():
+            for name in self._models_of[job_id]:
+                self._update(name, job_id)
 
-    def _add_job(self, job_id: JobId, view: JobView, name: str, now: float) -> None:
-        self._model_of[job_id] = name
-        self._models.setdefault(name, _Model()).waiting[job_id] = []
+    def _add_job(self, job_id: JobId, view: JobView, now: float) -> None:
+        self._models_of[job_id] = set()
         for number in view.ready:
             self._enqueue(view, job_id, number, now)
 
     def _forget_job(self, job_id: JobId) -> None:
-        name = self._model_of.pop(job_id, None)
-        if name is not None:
+        for name in self._models_of.pop(job_id, ()):
             model = self._models[name]
             del model.waiting[job_id]
             model.backlog.remove(job_id)
@@ -138,29 +143,46 @@ class Scheduler:
         """Line up a ready chunk; one that workers gave back with an error has to wait a while."""
         faults = view.chunks[number].faults
         if faults == 0:
-            heapq.heappush(self._models[self._model_of[job_id]].waiting[job_id], number)
+            self._line_up(view, job_id, number)
             return
         pause = min(_FAULT_PAUSE_SECONDS * 2 ** min(faults, 10), _FAULT_PAUSE_SECONDS_MAX)
         heapq.heappush(self._paused, (now + pause, job_id, number))
 
-    def _update(self, job_id: JobId) -> None:
-        model, view = self._models[self._model_of[job_id]], self._board.jobs[job_id]
+    def _line_up(self, view: JobView, job_id: JobId, number: int) -> None:
+        name = view.model_of(number)
+        self._models_of[job_id].add(name)
+        model = self._models.setdefault(name, _Model())
+        heapq.heappush(model.waiting.setdefault(job_id, []), number)
+        chunk = view.chunks[number]
+        model.given_back |= chunk.chunk.epoch > 0 and chunk.faults == 0
+
+    def _update(self, name: str, job_id: JobId) -> None:
+        model, view = self._models[name], self._board.jobs[job_id]
         model.backlog.update(
             view.job.submitted,
             view.submitted_seq,
             waiting=len(model.waiting[job_id]),
-            under_way=len(view.leased) + model.offered[job_id],
+            under_way=self._leased(name, job_id, view) + model.offered[job_id],
         )
+
+    def _leased(self, name: str, job_id: JobId, view: JobView) -> int:
+        if len(self._models_of[job_id]) == 1:
+            return len(view.leased)
+        return sum(view.model_of(number) == name for number in view.leased)
 
     def _drop_taken(self, model: _Model) -> set[JobId]:
         """Drop offers that were taken or are not wanted any more; return whose they were."""
         taken = [key for key, offer in model.offers.items() if not self._is_open(key, offer)]
         for key in taken:
-            del model.offers[key]
-            model.offered[key[0]] -= 1
-            if not model.offered[key[0]]:
-                del model.offered[key[0]]
+            self._drop_offer(model, key)
         return {job_id for job_id, _ in taken}
+
+    @staticmethod
+    def _drop_offer(model: _Model, key: ChunkKey) -> None:
+        del model.offers[key]
+        model.offered[key[0]] -= 1
+        if not model.offered[key[0]]:
+            del model.offered[key[0]]
 
     def _is_open(self, key: ChunkKey, offer: _Offer) -> bool:
         view = self._board.jobs.get(key[0])
@@ -177,8 +199,39 @@ class Scheduler:
                 del self._models[name]
                 continue
             window = self._window * alive.get(name, 0)
+            full = len(model.offers) >= window
+            offered = (job_id for job_id, _ in model.offers)
+            if model.given_back or (full and model.backlog.waits_behind(offered)):
+                self._make_way(name, model)
             while len(model.offers) < window and (job_id := model.backlog.take()) is not None:
                 self._offer_next(name, model, job_id)
+
+    def _make_way(self, name: str, model: _Model) -> None:
+        """Withdraw the hints of chunks that nobody has begun; they are offered again, in the order
+        that counts now.
+
+        So a chunk that was begun and came back need not wait behind them (its batch may wait for
+        nothing else), nor a small batch that has just come: on a slow engine a window of large
+        chunks takes minutes.
+        """
+        model.given_back = False
+        new = [(key, offer) for key, offer in model.offers.items() if offer.epoch == 0]
+        for (job_id, number), offer in new:
+            self._drop_offer(model, (job_id, number))
+            heapq.heappush(model.waiting[job_id], number)
+            self._update(name, job_id)
+            offer.withdrawn = True
+            self._spawn(self._withdraw(name, offer))
+
+    async def _withdraw(self, model: str, offer: _Offer) -> None:
+        sequence, offer.sequence = offer.sequence, 0
+        if not sequence:
+            return  # not known yet
+        try:
+            await self._queue_of(model).withdraw(sequence)
+        except AWAY as error:
+            # Somebody takes it later, and finds that the chunk is leased or may lease it.
+            log.warning("hint not withdrawn", model=model, error=repr(error))
 
     def _offer_next(self, name: str, model: _Model, job_id: JobId) -> None:
         view, heap = self._board.jobs[job_id], model.waiting[job_id]
@@ -191,14 +244,21 @@ class Scheduler:
                 model.offered[job_id] += 1
                 self._spawn(self._publish(name, key, offer))
                 break
-        self._update(job_id)
+        self._update(name, job_id)
 
     async def _publish(self, model: str, key: ChunkKey, offer: _Offer) -> None:
         try:
-            offer.sequence = await self._queue_of(model).offer(Hint(*key))
+            with tracing.continued(self._traceparent_of(key[0])):
+                offer.sequence = await self._queue_of(model).offer(Hint(*key))
+            if offer.withdrawn:
+                await self._withdraw(model, offer)
         except AWAY as error:
             # The look after the offers finds it missing and offers it again.
             log.warning("hint not offered yet", job=key[0], chunk=key[1], error=repr(error))
+
+    def _traceparent_of(self, job_id: JobId) -> str | None:
+        view = self._board.jobs.get(job_id)
+        return view.traceparent if view is not None else None
 
     def _look_after_offers(self) -> None:
         """Look for hints that got lost: each now and then, all at once when a worker ended."""
@@ -213,6 +273,7 @@ class Scheduler:
             for name, model in self._models.items():
                 for key, offer in model.offers.items():
                     offer.looked_at = now
+                    self._spawn(self._withdraw(name, offer))
                     self._spawn(self._publish(name, key, offer))
         elif now - self._looked_at >= CHECK_SECONDS:
             self._looked_at = now

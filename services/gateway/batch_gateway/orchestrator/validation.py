@@ -9,30 +9,28 @@ from __future__ import annotations
 import codecs
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
-from batch_gateway.orchestrator.cutting import Cutter
+from batch_gateway.orchestrator.model_names import Names
+from batch_gateway.orchestrator.request_index import RequestIndex
 from vllm_batch.batch_file import BOM
 from vllm_batch.events import LineError
-from vllm_batch.events.chunk import Cut
 from vllm_batch.settings import Settings
 
 EMBEDDINGS = "/v1/embeddings"
+_PROMPT_FIELDS = {
+    "/v1/chat/completions": "messages",
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+}
+"""What engines keep in their prefix cache; embeddings leave nothing there."""
+_NO_FIELD = ""
 _ID_CHARACTERS_MAX = 32
 _UTF8_STEP_BYTES = 64 * 1024
 _SHOWN_CHARACTERS_MAX = 100
-
-
-class _Body(msgspec.Struct, gc=False):
-    model: str
-
-
-class _Line(msgspec.Struct, gc=False):
-    custom_id: str
-    method: str
-    url: str
-    body: _Body
+_NAMED_MAX = 20
 
 
 class _WithInput(msgspec.Struct):
@@ -43,24 +41,34 @@ class _EmbeddingsLine(msgspec.Struct):
     body: _WithInput
 
 
-_decode = msgspec.json.Decoder(_Line).decode
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_text = msgspec.json.Decoder(str).decode
 _decode_embeddings = msgspec.json.Decoder(_EmbeddingsLine).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
+def _line_decoder(endpoint: str) -> Callable[[bytes], Any]:
+    """Return what decodes a line to custom_id, method, url, body.model and body.prompt, the raw
+    value of the field that the endpoint has its prompt in."""
+    fields: list[Any] = [("model", str), ("prompt", msgspec.Raw, msgspec.Raw())]
+    rename = {"prompt": _PROMPT_FIELDS.get(endpoint, _NO_FIELD)}
+    body = msgspec.defstruct("_Body", fields, rename=rename, gc=False)
+    texts: list[Any] = [(name, str) for name in ("custom_id", "method", "url")]
+    line = msgspec.defstruct("_Line", [*texts, ("body", body)], gc=False)
+    return msgspec.json.Decoder(line).decode
+
+
 class Validator:
     """Takes the file as blocks of whole lines, in order, and knows at the end what to make of it.
 
-    Memory: one entry of at most 100 bytes per custom_id, and the errors to be shown.
+    Memory: one entry of at most 100 bytes per custom_id, the index, and the errors to be shown.
     """
 
-    def __init__(
-        self, settings: Settings, *, endpoint: str, cut: Cut, is_known: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, settings: Settings, *, endpoint: str, names: Names, mixed: bool) -> None:
         self.count = 0
-        self.model: str | None = None
+        self.index = RequestIndex()
+        self.models: dict[str, int] = {}
+        """The models that are asked for, by their name or alias, in the order they came."""
         self.errors: list[LineError] = []
         self.error_count = 0
         self.full = False
@@ -70,8 +78,9 @@ class Validator:
         self._inputs_max = settings.embedding_inputs_max
         self._errors_max = settings.validation_errors_max
         self._endpoint = endpoint
-        self._is_known = is_known
-        self._cutter = Cutter(cut)
+        self._decode = _line_decoder(endpoint)
+        self._names = names
+        self._models_max = settings.batch_models_max if mixed else 1
         self._seen: set[str | bytes] = set()
         self._line = 0
         self._offset = 0
@@ -95,8 +104,8 @@ class Validator:
 
     def _take(self, lines: list[bytes], *, text: bool) -> None:
         number, offset = self._line, self._offset
-        endpoint, model, seen, add = self._endpoint, self.model, self._seen, self._cutter.add
-        embeddings = endpoint == EMBEDDINGS
+        endpoint, models, seen, add = self._endpoint, self.models, self._seen, self.index.add
+        decode, embeddings = self._decode, endpoint == EMBEDDINGS
         for line in lines:
             number += 1
             end = offset + len(line) + 1
@@ -105,18 +114,20 @@ class Validator:
                 offset = end
                 continue
             try:
-                request = _decode(line)
-                fine = text or _is_utf8(line)
+                request = decode(line)
+                fine = (
+                    (text or _is_utf8(line))
+                    and request.body.model in models
+                    and request.method == "POST"
+                    and request.url == endpoint
+                )
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 request, fine = None, False
-            if request is None or not fine or request.body.model != model:
-                # The first line comes here too: it says which model the file is for.
+            if not fine:
+                # A model's first line comes here too: it brings the model in.
                 if not line.strip():
                     offset = end
                     continue
-                fine = self._look(line, number)
-                model = self.model
-            elif request.method != "POST" or request.url != endpoint:
                 fine = self._look(line, number)
             if request is not None and not self._is_new(request.custom_id, seen):
                 message = f"The custom_id {_shown(request.custom_id)} occurs more than once."
@@ -126,9 +137,11 @@ class Validator:
             if self.count > self._requests_max:
                 self._too_many()
                 return
-            if embeddings and fine:
-                self._inputs += _inputs(line)
-            add(offset, end, number)
+            if fine:
+                if embeddings:
+                    self._inputs += _inputs(line)
+                body = request.body
+                add(offset, end, number, models[body.model], memoryview(body.prompt))
             offset = end
         self._line, self._offset = number, offset
 
@@ -138,17 +151,15 @@ class Validator:
         self._offset += length
         self._too_long(self._line)
 
-    def finish(self) -> Cutter:
-        """Check what concerns the whole file; return how it was cut."""
+    def finish(self) -> None:
+        """Check what concerns the whole file."""
         if self.full:
-            return self._cutter
+            return
         if self.count == 0:
             self._error("empty_file", "The file has no requests.", None, None)
         if self._inputs > (limit := self._inputs_max):
             message = f"The file has {self._inputs} embedding inputs; at most {limit} are allowed."
             self._error("too_many_tasks", message, None, None)
-        self._cutter.finish()
-        return self._cutter
 
     def _is_new(self, custom_id: str, seen: set[str | bytes]) -> bool:
         key: str | bytes = custom_id
@@ -199,17 +210,23 @@ class Validator:
             self._error("invalid_value", "body has to be a JSON object.", "body", number)
             return
         model = self._text(body, "model", "body.model", number)
-        if model is None:
-            return
-        if self.model is None:
-            self.model = model
-            if not self._is_known(model):
-                message = f"The model {_shown(model)} does not exist: no worker has served it."
+        if model is not None and model not in self.models:
+            self._look_at_model(model, number)
+
+    def _look_at_model(self, model: str, number: int) -> None:
+        if len(self.models) < self._models_max:
+            self.models[model] = len(self.models)
+            if self._names.resolve(model) is None:
+                message = f"The model {_shown(model)} does not exist. {_those(self._names.known())}"
                 self._error("model_not_found", message, "body.model", number)
-        elif model != self.model:
+        elif self._models_max > 1:
+            message = f"The file is for more than {self._models_max} models."
+            self._error("mismatched_model", message, "body.model", number)
+        else:
             message = (
-                f"The model is {_shown(model)}, but {_shown(self.model)} in the first request; "
-                "a file is for one model."
+                f"The model is {_shown(model)}, but {_shown(next(iter(self.models)))} in the first "
+                "request; a file is for one model, unless the metadata of the batch has "
+                '"allow_mixed_models": "true".'
             )
             self._error("mismatched_model", message, "body.model", number)
 
@@ -270,6 +287,14 @@ def _inputs(line: bytes) -> int:
         return 1
     many = items and bytes(items[0])[:1] in {b'"', b"["}
     return len(items) if many else 1
+
+
+def _those(known: list[str]) -> str:
+    """Say which models there are."""
+    if not known:
+        return "There is none yet: register one, or start a worker."
+    more = f" and {len(known) - _NAMED_MAX} more" if len(known) > _NAMED_MAX else ""
+    return f"There is {', '.join(map(_shown, known[:_NAMED_MAX]))}{more}."
 
 
 def _shown(value: str) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import NamedTuple, Protocol
 
 import msgspec
 
+from batch_gpu_worker.engines.choice import Chosen
 from batch_gpu_worker.engines.death import Death
 
 ENDPOINTS = frozenset(
@@ -17,11 +19,31 @@ ENDPOINTS = frozenset(
 
 
 class EngineResponse(msgspec.Struct, frozen=True, gc=False):
-    """An HTTP status and a body as the engine gave it; ``request_id`` if it named one."""
+    """An HTTP status and a body as the engine gave it; ``request_id`` if it named one,
+    ``retry_seconds`` if it asks for a pause before the next try."""
 
     status: int
     body: bytes
     request_id: str | None = None
+    retry_seconds: float | None = None
+
+
+class EngineStream(NamedTuple):
+    """An answer as it comes in: ``pieces`` are the body's bytes, cut where the engine cut them;
+    ``retry_seconds`` if it asks for a pause before the next try."""
+
+    status: int
+    content_type: str
+    pieces: AsyncGenerator[bytes, None]
+    retry_seconds: float | None = None
+
+
+class EngineLoad(NamedTuple):
+    """Requests that run and that wait in the engine; ``kv_cache_usage``: the share in use."""
+
+    running: int
+    waiting: int
+    kv_cache_usage: float
 
 
 class Engine(Protocol):
@@ -35,6 +57,11 @@ class Engine(Protocol):
     ready: asyncio.Event
     on_death: Callable[[Death], None]
     max_num_seqs: int
+
+    @property
+    def chosen(self) -> Chosen | None:
+        """What it runs or is about to; None where that is not ours to choose."""
+        ...
 
     @property
     def pid(self) -> int | None:
@@ -71,6 +98,25 @@ class Engine(Protocol):
         """
         ...
 
+    def stream(self, endpoint: str, body: bytes) -> AbstractAsyncContextManager[EngineStream]:
+        """Have ``body`` answered ahead of everything that `complete` was given; leaving the context
+        aborts the request in the engine. What ``pieces`` raises has to leave the context, too.
+
+        Raises:
+            EngineDown: it never got the request.
+            EngineCrashed: it died while it held the request.
+            EngineUnavailable: the answer did not come, or broke off.
+        """
+        ...
+
+    async def load(self) -> EngineLoad | None:
+        """Return what the engine says of its load; None where it does not say.
+
+        Raises:
+            EngineUnavailable: it does not answer now.
+        """
+        ...
+
     async def progress(self) -> int | None:
         """Return a number that grows with every token; None where the engine does not say.
 
@@ -96,6 +142,36 @@ class Engine(Protocol):
         """Let it start again after `halt`."""
         ...
 
+    def choose(self, chosen: Chosen) -> None:
+        """Have it start with another model, between `halt` and `resume`, without adapters."""
+        ...
+
+    async def settled(self) -> None:
+        """Wait until it runs what was chosen.
+
+        Raises:
+            EngineFailed: it cannot, in its last words; it starts again with what it ran before.
+        """
+        ...
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Answer requests for ``name`` with its model and this adapter; engines that start again
+        load it again.
+
+        Raises:
+            EngineFailed: it cannot be loaded; the message says why.
+            EngineUnavailable: it does not answer now.
+        """
+        ...
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; one that it does not have is no error.
+
+        Raises:
+            EngineUnavailable: it does not answer now.
+        """
+        ...
+
     def owns(self, pid: int) -> bool:
         """Tell whether the live process ``pid`` is, or was left behind by, this engine."""
         ...
@@ -116,6 +192,15 @@ def unsupported(endpoint: str, by: str) -> EngineResponse:
     """Return the answer to a request for an endpoint that the engine does not have."""
     message = f"{by} does not serve {endpoint}."
     return EngineResponse(404, error_body(message, code="unsupported_endpoint"))
+
+
+def whole(answer: EngineResponse) -> EngineStream:
+    """Return an answer that is there already as one that comes in."""
+    return EngineStream(answer.status, "application/json", _once(answer.body), answer.retry_seconds)
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
+    yield body
 
 
 def ignore_death(_death: Death) -> None:

@@ -1,11 +1,14 @@
-"""Why an engine ended: by itself, for want of memory, or because it was told to."""
+"""Whether and why an engine ended: by itself, for want of memory, or because it was told to."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import signal
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -22,10 +25,18 @@ _MEMORY_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE)
 
 
 class Death(msgspec.Struct, frozen=True):
-    """The end of an engine that its worker outlives."""
+    """The end of an engine that its worker outlives. ``swapped``: it gave way to another model."""
 
-    reason: RestartReason
+    reason: RestartReason | Literal["swapped"]
     detail: str
+
+
+async def ended_within(process: asyncio.subprocess.Process, seconds: float) -> bool:
+    """Tell whether the process ends within ``seconds``."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await process.wait()
+    return process.returncode is not None
 
 
 def judge(status: int | None, last_words: Iterable[str], *, memory_kills: int = 0) -> Death:

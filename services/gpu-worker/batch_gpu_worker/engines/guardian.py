@@ -59,6 +59,14 @@ def start_time(pid: int) -> int | None:
     return int(fields[_START_TIME]) if fields else None
 
 
+def has_variable(pid: int, variable: str) -> bool:
+    """Tell whether a process was started with ``NAME=value`` in its environment."""
+    try:
+        return variable.encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
 def boot_id() -> str:
     """Return what tells this run of the machine from every other one."""
     return (_PROC / "sys/kernel/random/boot_id").read_text().strip()

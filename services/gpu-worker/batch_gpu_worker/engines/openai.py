@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import structlog
 
 from batch_gpu_worker.engines.base import (
     ENDPOINTS,
     EngineResponse,
+    EngineStream,
     ignore_death,
     unsupported,
 )
+from batch_gpu_worker.engines.choice import Chosen
 from batch_gpu_worker.engines.death import Death
 from batch_gpu_worker.engines.http import HttpCaller, explained
 from vllm_batch.errors import EngineDown, EngineFailed, EngineUnavailable
@@ -38,6 +41,11 @@ class OpenAIEngine:
             settings.engine_url, api_key=settings.engine_api_key.get_secret_value()
         )
         self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def chosen(self) -> None:
+        """Its server serves what it serves."""
+        return None
 
     @property
     def pid(self) -> int | None:
@@ -70,6 +78,21 @@ class OpenAIEngine:
             raise
         return explained(answer, endpoint, "The engine")
 
+    @asynccontextmanager
+    async def stream(self, endpoint: str, body: bytes) -> AsyncIterator[EngineStream]:
+        """Answer; see `Engine.stream`. Who goes first is the server's business: not every one takes
+        a priority."""
+        try:
+            async with self._caller.stream(endpoint, body, by="The engine") as answer:
+                yield answer
+        except EngineDown:
+            self._begin_probe()
+            raise
+
+    async def load(self) -> None:
+        """Whoever runs the server watches it."""
+        return
+
     async def progress(self) -> int | None:
         """Whoever runs the server watches it, too."""
         return None
@@ -84,6 +107,20 @@ class OpenAIEngine:
 
     def resume(self) -> None:
         """It was never ended."""
+
+    def choose(self, chosen: Chosen) -> None:
+        """Its models are not ours to choose."""
+        raise EngineFailed(f"engine openai cannot load {chosen.base.name}")
+
+    async def settled(self) -> None:
+        """Nothing is ever chosen."""
+
+    async def load_adapter(self, name: str, _folder: str) -> None:
+        """Its models are not ours to choose."""
+        raise EngineFailed(f"engine openai cannot load {name}")
+
+    async def unload_adapter(self, name: str) -> None:
+        """It never had one."""
 
     def owns(self, _pid: int) -> bool:
         """Its processes are not ours."""

@@ -1,5 +1,6 @@
 """An engine that computes nothing, in this process: for tests and benchmarks of the rest.
 
+It runs max_num_seqs requests at once, online ones first, as vLLM does.
 Deterministic: the same body and seed give the same answer. It says "simulated" in every answer.
 Marks anywhere in a body make it misbehave, so that a test can do so from a batch file:
 
@@ -8,6 +9,9 @@ Marks anywhere in a body make it misbehave, so that a test can do so from a batc
     [[sim:hang]]                never answer, nor a canary as long as it holds such a request
     [[sim:crash]]               crash: every request it holds is lost, and it is back a moment later
     [[sim:oom=16]]              the same, for want of memory, while max_num_seqs is above 16
+
+It loads any model and any adapter within simulated_load_seconds, except those whose source has the
+mark [[sim:broken]]. Once it was told to load one, it answers for those alone, as vLLM does.
 """
 
 from __future__ import annotations
@@ -17,32 +21,32 @@ import hashlib
 import os
 import random
 import re
-import time
-from collections.abc import Callable
-from typing import Any
-
-import msgspec
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 from batch_gpu_worker.engines.base import (
+    EngineLoad,
     EngineResponse,
+    EngineStream,
     error_body,
     ignore_death,
     unsupported,
+    whole,
 )
+from batch_gpu_worker.engines.choice import Choice, Chosen
 from batch_gpu_worker.engines.death import Death
-from vllm_batch.errors import EngineCrashed, EngineDown
+from batch_gpu_worker.engines.priority import BATCH_PRIORITY, ONLINE_PRIORITY
+from batch_gpu_worker.engines.simulated_answers import Shapes, asked_model
+from batch_gpu_worker.engines.simulated_stream import CONTENT_TYPE, events_of, wish_of
+from batch_gpu_worker.engines.slots import Slots
+from vllm_batch.errors import EngineCrashed, EngineDown, EngineFailed
 from vllm_batch.settings import Settings
 
 RESTART_SECONDS = 0.2
-_BYTES_PER_TOKEN = 4
-_EMBEDDING_SIZE = 8
 _MARK = re.compile(rb"\[\[sim:(crash|hang|sleep=([0-9.]+)|([45]\d\d)|oom=(\d+))\]\]")
 _MARK_START = b"[[sim:"
+_BROKEN = "[[sim:broken]]"
 CRASH = Death("crashed", "simulated")
-
-
-class _EmbeddingRequest(msgspec.Struct):
-    input: str | list[Any]  # texts, one text as tokens, or several of those
 
 
 class SimulatedEngine:
@@ -53,9 +57,11 @@ class SimulatedEngine:
         self.on_death: Callable[[Death], None] = ignore_death
         self.max_num_seqs = settings.engine_max_num_seqs
         self._tokens_made = 0
+        self._loading = False
         self._hanging = 0
         self._halted = False
-        self._model = settings.model_name
+        self._choice = Choice(settings)
+        self._load_seconds = settings.simulated_load_seconds
         self._latency = settings.simulated_latency_seconds
         self._error_rate = settings.simulated_error_rate
         self._tokens = settings.simulated_output_tokens
@@ -64,14 +70,20 @@ class SimulatedEngine:
         self._journal_path = settings.simulated_journal
         self._journal: int | None = None
         self._held: set[asyncio.Future[None]] = set()
+        self._slots = Slots(lambda: self.max_num_seqs)
         self._restart: asyncio.TimerHandle | None = None
-        shape = _Shapes(self._model, self._tokens)
+        shape = self._shape = Shapes(settings.model_name, self._tokens)
         self._shapes: dict[str, Callable[[bytes, str], bytes]] = {
             "/v1/chat/completions": shape.chat,
             "/v1/completions": shape.completion,
             "/v1/embeddings": shape.embeddings,
             "/v1/responses": shape.response,
         }
+
+    @property
+    def chosen(self) -> Chosen:
+        """See `Engine.chosen`."""
+        return self._choice.now
 
     @property
     def pid(self) -> int | None:
@@ -83,45 +95,113 @@ class SimulatedEngine:
         if self._journal_path is not None:
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
             self._journal = os.open(self._journal_path, flags, 0o600)
-        self.ready.set()
+        self._back()
 
     async def wait_failed(self) -> None:
         """Wait for ever: it always comes back."""
         await asyncio.get_running_loop().create_future()
 
     async def models(self) -> list[str]:
-        """Return the configured name."""
-        return [self._model]
+        """Return the name of its model, and those of the adapters."""
+        return self._names()
+
+    def _names(self) -> list[str]:
+        return [self._choice.now.base.name, *self._choice.adapters]
 
     async def complete(self, endpoint: str, body: bytes) -> EngineResponse:
         """Answer; see `Engine.complete`. Without latency it does so before the first await."""
+        return await self._respond(endpoint, body, BATCH_PRIORITY)
+
+    async def _respond(self, endpoint: str, body: bytes, priority: int) -> EngineResponse:
+        self._check_ready()
+        if (refusal := self._refusal(endpoint, body)) is not None:
+            return refusal
+        digest = self._digest_of(body)
+        misdeed = self._misdeed(body)
+        if isinstance(misdeed, EngineResponse):
+            return misdeed
+        if pause := self._latency + misdeed:
+            async with self._slots.taken(priority):
+                await self._hold(pause)
+        self._tokens_made += self._tokens
+        if self._error_rate and self._rng.random() < self._error_rate:
+            return _failure(503)
+        return EngineResponse(200, self._shapes[endpoint](body, digest))
+
+    def _check_ready(self) -> None:
         if not self.ready.is_set():
             raise EngineDown("the simulated engine is restarting")
-        shape = self._shapes.get(endpoint)
-        if shape is None:
+
+    def _refusal(self, endpoint: str, body: bytes) -> EngineResponse | None:
+        if endpoint not in self._shapes:
             return unsupported(endpoint, "The simulated engine")
+        if self._shape.strict and (asked := asked_model(body)) not in self._names():
+            message = f"The model `{asked}` does not exist."
+            return EngineResponse(404, error_body(message, code="model_not_found"))
+        return None
+
+    def _digest_of(self, body: bytes) -> str:
+        """Return what the answer depends on, and put it into the journal."""
         hasher = self._digest.copy()
         hasher.update(body)
         digest = hasher.hexdigest()
         if self._journal is not None:
             os.write(self._journal, digest.encode() + b"\n")
-        pause = self._latency
-        if _MARK_START in body and (mark := _MARK.search(body)):
-            if status := mark[3]:
-                return _failure(int(status))
-            if mark[1] == b"crash":
-                self.crash()
-                raise EngineCrashed("the simulated engine crashed")
-            if mark[4]:
-                self._fill_memory(int(mark[4]))
-            else:
-                pause += float(mark[2] or "inf")
-        if pause:
-            await self._hold(pause)
-        self._tokens_made += self._tokens
-        if self._error_rate and self._rng.random() < self._error_rate:
-            return _failure(503)
-        return EngineResponse(200, shape(body, digest))
+        return digest
+
+    def _misdeed(self, body: bytes) -> EngineResponse | float:
+        """Do what a mark in ``body`` asks for: fail, or take so many seconds more.
+
+        Raises:
+            EngineCrashed: it asks for a crash.
+        """
+        if _MARK_START not in body or (mark := _MARK.search(body)) is None:
+            return 0.0
+        if status := mark[3]:
+            return _failure(int(status))
+        if mark[1] == b"crash":
+            self.crash()
+            raise _crashed()
+        if mark[4]:
+            self._fill_memory(int(mark[4]))
+            return 0.0
+        return float(mark[2] or "inf")
+
+    @asynccontextmanager
+    async def stream(self, endpoint: str, body: bytes) -> AsyncIterator[EngineStream]:
+        """Answer, before whatever `complete` was given; see `Engine.stream`. Where the body asks
+        for events, every token takes its part of the latency."""
+        wish = wish_of(body)
+        if not wish.stream or endpoint == "/v1/embeddings":
+            yield whole(await self._respond(endpoint, body, ONLINE_PRIORITY))
+            return
+        self._check_ready()
+        if (refusal := self._refusal(endpoint, body)) is not None:
+            yield whole(refusal)
+            return
+        misdeed = self._misdeed(body)
+        if isinstance(misdeed, EngineResponse):
+            yield whole(misdeed)
+            return
+        answer = self._shapes[endpoint](body, self._digest_of(body))
+        events = events_of(endpoint, answer, self._tokens, wish)
+        async with self._slots.taken(ONLINE_PRIORITY):
+            pieces = self._tell(events, (self._latency + misdeed) / len(events))
+            try:
+                yield EngineStream(200, CONTENT_TYPE, pieces)
+            finally:
+                await pieces.aclose()
+
+    async def _tell(self, events: list[bytes], pause: float) -> AsyncGenerator[bytes, None]:
+        for event in events:
+            if pause:
+                await self._hold(pause)
+            self._tokens_made += 1
+            yield event
+
+    async def load(self) -> EngineLoad:
+        """Return who has a place and who waits for one; it has no KV cache."""
+        return EngineLoad(self._slots.in_use, self._slots.waiting, 0.0)
 
     async def progress(self) -> int | None:
         """Return the tokens made so far."""
@@ -147,11 +227,33 @@ class SimulatedEngine:
         self.on_death(death)
 
     def resume(self) -> None:
-        """Be back after RESTART_SECONDS."""
+        """Be back after RESTART_SECONDS, or when the chosen model is loaded."""
         self._halted = False
         if self._restart is not None:
             self._restart.cancel()
-        self._restart = asyncio.get_running_loop().call_later(RESTART_SECONDS, self._back)
+        seconds = self._load_seconds if self._loading else RESTART_SECONDS
+        self._restart = asyncio.get_running_loop().call_later(seconds, self._back)
+
+    def choose(self, chosen: Chosen) -> None:
+        """Load another model at the next start; see `Engine.choose`."""
+        self._choice.choose(chosen)
+        self._shape.strict = self._loading = True
+
+    async def settled(self) -> None:
+        """Wait until the chosen model runs; see `Engine.settled`."""
+        await self._choice.settled()
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Answer for ``name``, too; see `Engine.load_adapter`."""
+        await asyncio.sleep(self._load_seconds)
+        if _BROKEN in folder:
+            raise EngineFailed(f"simulated: {name} cannot be loaded")
+        self._choice.adapters[name] = folder
+        self._shape.strict = True
+
+    async def unload_adapter(self, name: str) -> None:
+        """Answer for ``name`` no longer."""
+        self._choice.adapters.pop(name, None)
 
     def owns(self, _pid: int) -> bool:
         """It has no process of its own."""
@@ -169,13 +271,22 @@ class SimulatedEngine:
 
     def _lose(self) -> None:
         self.ready.clear()
+        self._slots.lose(_crashed)
         for held in self._held:
             if not held.done():
-                held.set_exception(EngineCrashed("the simulated engine crashed"))
+                held.set_exception(_crashed())
 
     def _back(self) -> None:
-        if not self._halted:
-            self.ready.set()
+        if self._halted:
+            return
+        self._loading = False
+        base = self._choice.now.base
+        if _BROKEN in (base.source or "") and self._choice.failed("simulated: it is broken"):
+            self._loading = True
+            self.resume()  # with the one before
+            return
+        self._choice.came_up()
+        self.ready.set()
 
     def _fill_memory(self, fits: int) -> None:
         if self.max_num_seqs > fits:
@@ -199,6 +310,10 @@ class SimulatedEngine:
                 timer.cancel()
 
 
+def _crashed() -> EngineCrashed:
+    return EngineCrashed("the simulated engine crashed")
+
+
 def _release(held: asyncio.Future[None]) -> None:
     if not held.done():
         held.set_result(None)
@@ -208,75 +323,3 @@ def _failure(status: int) -> EngineResponse:
     kind = "server_error" if status >= 500 else "invalid_request_error"
     message = f"simulated error {status}"
     return EngineResponse(status, error_body(message, code=f"simulated_{status}", kind=kind))
-
-
-class _Shapes:
-    """Bodies of answers, put together as bytes: a benchmark should not measure this."""
-
-    def __init__(self, model: str, tokens: int) -> None:
-        self._model = msgspec.json.encode(model)
-        self._tokens = tokens
-
-    def chat(self, body: bytes, digest: str) -> bytes:
-        """Return a chat completion."""
-        return (
-            b'{"id":"chatcmpl-sim-%b","object":"chat.completion","created":%d,"model":%b,"choices":'
-            b'[{"index":0,"message":{"role":"assistant","content":"simulated answer %b","refusal":'
-            b'null},"logprobs":null,"finish_reason":"stop"}],%b,"system_fingerprint":"simulated"}'
-        ) % self._parts(body, digest)
-
-    def completion(self, body: bytes, digest: str) -> bytes:
-        """Return a text completion."""
-        return (
-            b'{"id":"cmpl-sim-%b","object":"text_completion","created":%d,"model":%b,"choices":'
-            b'[{"index":0,"text":"simulated answer %b","logprobs":null,"finish_reason":"stop"}],'
-            b'%b,"system_fingerprint":"simulated"}'
-        ) % self._parts(body, digest)
-
-    def response(self, body: bytes, digest: str) -> bytes:
-        """Return what the Responses API answers."""
-        entered, token = len(body) // _BYTES_PER_TOKEN, digest.encode()
-        return (
-            b'{"id":"resp_sim_%b","object":"response","created_at":%d,"status":"completed","error":'
-            b'null,"incomplete_details":null,"instructions":null,"metadata":{},"model":%b,"output":'
-            b'[{"type":"message","id":"msg_sim_%b","status":"completed","role":"assistant","content":'
-            b'[{"type":"output_text","text":"simulated answer %b","annotations":[]}]}],'
-            b'"parallel_tool_calls":true,"tool_choice":"auto","tools":[],"usage":{"input_tokens":%d,'
-            b'"input_tokens_details":{"cached_tokens":0},"output_tokens":%d,"output_tokens_details":'
-            b'{"reasoning_tokens":0},"total_tokens":%d},"system_fingerprint":"simulated"}'
-        ) % (
-            token, int(time.time()), self._model, token, token,
-            entered, self._tokens, entered + self._tokens,
-        )  # fmt: skip
-
-    def embeddings(self, body: bytes, digest: str) -> bytes:
-        """Return one vector per input."""
-        try:
-            given = msgspec.json.decode(body, type=_EmbeddingRequest).input
-        except msgspec.ValidationError:
-            given = ""
-        single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-        count = 1 if single else len(given)
-        seed = int(digest, 16)
-        entered = len(body) // _BYTES_PER_TOKEN
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": [
-                    ((seed >> (8 * place)) + index) % 256 / 256 for place in range(_EMBEDDING_SIZE)
-                ],
-            }
-            for index in range(count)
-        ]
-        usage = {"prompt_tokens": entered, "total_tokens": entered}
-        model = msgspec.Raw(self._model)
-        answer = {"object": "list", "data": data, "model": model, "usage": usage}
-        return msgspec.json.encode({**answer, "system_fingerprint": "simulated"})
-
-    def _parts(self, body: bytes, digest: str) -> tuple[bytes, int, bytes, bytes, bytes]:
-        entered, token = len(body) // _BYTES_PER_TOKEN, digest.encode()
-        usage = b'"usage":{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d}' % (
-            entered, self._tokens, entered + self._tokens,
-        )  # fmt: skip
-        return token, int(time.time()), self._model, token, usage

@@ -9,28 +9,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import structlog
 
 from batch_gpu_worker.engines import guardian
-from batch_gpu_worker.engines.base import ENDPOINTS, EngineResponse, ignore_death, unsupported
-from batch_gpu_worker.engines.death import Death, judge, memory_kills
-from batch_gpu_worker.engines.http import HttpCaller, explained
+from batch_gpu_worker.engines.base import (
+    ENDPOINTS,
+    EngineLoad,
+    EngineResponse,
+    EngineStream,
+    ignore_death,
+    unsupported,
+)
+from batch_gpu_worker.engines.choice import Choice, Chosen
+from batch_gpu_worker.engines.death import Death, ended_within, judge, memory_kills
+from batch_gpu_worker.engines.http import HttpCaller, error_message, explained
+from batch_gpu_worker.engines.output import LAST_WORDS_LINES, forward, open_pipe
+from batch_gpu_worker.engines.priority import ONLINE_PRIORITY, with_priority
 from batch_gpu_worker.engines.vllm_command import engine_command, engine_environment
+from batch_gpu_worker.engines.vllm_probes import load_of, make_one_token, tokens_of
 from vllm_batch import ids
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineFailed, EngineUnavailable
-from vllm_batch.log_stream import ENGINE_EVENT, engine_level
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -43,17 +52,12 @@ RESTART_PAUSE_SECONDS = 1.0
 RESTART_PAUSE_SECONDS_MAX = 30.0
 VERDICT_PAUSE_SECONDS = 0.05
 VERDICT_SECONDS = 10.0
-LAST_WORDS_LINES = 30
-LAST_WORDS_SECONDS = 1.0
 OUTPUT_SECONDS = 1.0
 """How long a server's output is waited for after its end: who escaped may hold the pipe open."""
-LINE_BYTES_MAX = 64 * 1024
 SOCKET_PATH_BYTES_MAX = 107  # sun_path of Linux is 108 bytes with the final zero
 MARK_VARIABLE = "VLLM_BATCH_ENGINE_MARK"
 """In the environment of all that an engine starts: whose they are, wherever they hide."""
-_GENTLE = frozenset({"memory_limit", "requested"})
-_TOKENS = re.compile(rb"^vllm:(?:prompt|generation)_tokens_total(?:\{.*\})? (\S+)$", re.MULTILINE)
-_NOT_GENERATIVE = frozenset({400, 404, 405, 501})
+_GENTLE = frozenset({"memory_limit", "requested", "swapped"})
 _SESSION = 3  # of guardian.process_fields
 
 
@@ -69,6 +73,7 @@ class VllmEngine:
         self.on_death: Callable[[Death], None] = ignore_death
         self.max_num_seqs = settings.engine_max_num_seqs
         self._settings = settings
+        self._choice = Choice(settings)
         self.record = settings.home.absolute() / "run" / f"engine-{settings.worker_name}.json"
         self._short_dir: Path | None = None
         self._caller: HttpCaller | None = None
@@ -84,6 +89,11 @@ class VllmEngine:
         self._down.set()
         self._sessions: dict[int, int] = {}
         self._mark = ids.worker_key(str(self.record))
+
+    @property
+    def chosen(self) -> Chosen:
+        """See `Engine.chosen`."""
+        return self._choice.now
 
     @property
     def pid(self) -> int | None:
@@ -134,22 +144,34 @@ class VllmEngine:
             raise EngineCrashed("vLLM died")
         return explained(answer, endpoint, "vLLM with this model")
 
+    @asynccontextmanager
+    async def stream(self, endpoint: str, body: bytes) -> AsyncIterator[EngineStream]:
+        """Answer, before whatever `complete` was given; see `Engine.stream`."""
+        generation = self._generation
+        if not self.ready.is_set():
+            raise EngineDown("vLLM is starting")
+        asked = with_priority(body, ONLINE_PRIORITY)
+        try:
+            async with self._http().stream(endpoint, asked, by="vLLM with this model") as answer:
+                if answer.status >= 500 and await self._died(generation):
+                    raise EngineCrashed("vLLM died")
+                yield answer
+        except EngineUnavailable:
+            if await self._died(generation):
+                raise EngineCrashed("vLLM died") from None
+            raise
+
+    async def load(self) -> EngineLoad | None:
+        """Return what its metrics say; see `Engine.load`."""
+        return load_of((await self.ask("/metrics")).body) if self.ready.is_set() else None
+
     async def progress(self) -> int | None:
         """Return how many tokens the server has read and made; see `Engine.progress`."""
-        answer = await self.ask("/metrics")
-        found = _TOKENS.findall(answer.body)
-        return int(sum(map(float, found))) if found else None
+        return tokens_of((await self.ask("/metrics")).body)
 
     async def canary(self) -> None:
         """Have one token made, or one embedding; see `Engine.canary`."""
-        model = self._settings.model_name
-        body = msgspec.json.encode({"model": model, "prompt": "a", "max_tokens": 1})
-        answer = await self._http().post("/v1/completions", body)
-        if answer.status in _NOT_GENERATIVE:
-            body = msgspec.json.encode({"model": model, "input": "a"})
-            answer = await self._http().post("/v1/embeddings", body)
-        if answer.status >= 500:
-            raise EngineUnavailable(f"a request for one token was answered {answer.status}")
+        await make_one_token(self._http(), self._choice.now.base.name)
 
     async def halt(self, death: Death) -> None:
         """End the server: at once, or politely where nothing is wrong; see `Engine.halt`."""
@@ -169,6 +191,27 @@ class VllmEngine:
         self._halted = None
         self._resumed.set()
 
+    def choose(self, chosen: Chosen) -> None:
+        """Load another model at the next start; see `Engine.choose`."""
+        self._choice.choose(chosen)
+
+    async def settled(self) -> None:
+        """Wait until the chosen model runs; see `Engine.settled`."""
+        await self._choice.settled()
+
+    async def load_adapter(self, name: str, folder: str) -> None:
+        """Load a LoRA adapter into the running server; see `Engine.load_adapter`."""
+        body = msgspec.json.encode({"lora_name": name, "lora_path": folder})
+        answer = await self._http().post("/v1/load_lora_adapter", body)
+        if answer.status != 200:
+            raise EngineFailed(f"vLLM: {error_message(answer)}")
+        self._choice.adapters[name] = folder
+
+    async def unload_adapter(self, name: str) -> None:
+        """Forget an adapter; see `Engine.unload_adapter`."""
+        self._choice.adapters.pop(name, None)
+        await self._http().post("/v1/unload_lora_adapter", msgspec.json.encode({"lora_name": name}))
+
     def owns(self, pid: int) -> bool:
         """Tell by its session or its mark whether a process is of this engine."""
         fields = guardian.process_fields(pid)
@@ -177,12 +220,7 @@ class VllmEngine:
         started = self._sessions.get(int(fields[_SESSION]))
         if started is not None and (guardian.start_time(pid) or 0) >= started:
             return True
-        try:
-            return f"{MARK_VARIABLE}={self._mark}".encode() in (
-                Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            )
-        except OSError:
-            return False
+        return guardian.has_variable(pid, f"{MARK_VARIABLE}={self._mark}")
 
     async def stop(self) -> None:
         """Ask the server to end, kill it after a grace, and wait until all of it is gone."""
@@ -208,8 +246,12 @@ class VllmEngine:
             came_up, death = await self._run_once(socket)
             asked = death is self._halted
             attempts = 0 if came_up or asked else attempts + 1
+            words = "\n".join(self._last_words)
+            if not came_up and not asked and self._choice.failed(words):
+                self.on_death(Death("swapped", "back to the model before"))
+                attempts = 0
+                continue
             if attempts == START_ATTEMPTS_MAX:
-                words = "\n".join(self._last_words)
                 raise EngineFailed(f"vLLM did not start; its last words:\n{words}")
             self.on_death(death)
             if not asked:
@@ -223,15 +265,17 @@ class VllmEngine:
         self._last_words.clear()
         kills = await asyncio.to_thread(memory_kills)
         try:
-            output, writer = await _open_pipe()
+            output, writer = await open_pipe()
             try:
                 process = self._process = await self._launch(socket, writer)
             finally:
                 os.close(writer)
-            reader = asyncio.create_task(self._forward_output(output))
+            reader = asyncio.create_task(forward(output, self._last_words))
             try:
                 came_up = await self._wait_healthy(process)
                 if came_up:
+                    await self._load_adapters_again()
+                    self._choice.came_up()
                     self.ready.set()
                     await process.wait()
             finally:
@@ -249,9 +293,9 @@ class VllmEngine:
 
     async def _launch(self, socket: str, output: int) -> asyncio.subprocess.Process:
         await asyncio.to_thread(Path(socket).unlink, missing_ok=True)
-        command = engine_command(self._settings, socket, self.max_num_seqs)
+        command = engine_command(self._settings, self._choice.now, socket, self.max_num_seqs)
         log.info("starting vLLM", command=command)
-        environment = engine_environment(self._settings, dict(os.environ))
+        environment = engine_environment(self._settings, self._choice.now, dict(os.environ))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-I", guardian.__file__, str(self.record), str(STOP_GRACE_SECONDS),
             *command,
@@ -273,9 +317,15 @@ class VllmEngine:
                 return False
             if await self._healthy():
                 return True
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), HEALTH_PAUSE_SECONDS)
+            await ended_within(process, HEALTH_PAUSE_SECONDS)
         return False
+
+    async def _load_adapters_again(self) -> None:
+        for name, folder in tuple(self._choice.adapters.items()):
+            try:
+                await self.load_adapter(name, folder)
+            except (EngineFailed, EngineUnavailable) as error:
+                log.error("an adapter is not loaded again", adapter=name, error=str(error))
 
     async def ask(self, path: str) -> EngineResponse:
         """Return what the server says at ``path``, such as ``/health`` or ``/metrics``.
@@ -319,9 +369,7 @@ class VllmEngine:
         """Have the guardian end the server, or do its work if it is gone itself."""
         if process.returncode is None:
             process.terminate()
-            try:
-                await asyncio.wait_for(process.wait(), STOP_GRACE_SECONDS + 2)
-            except TimeoutError:
+            if not await ended_within(process, STOP_GRACE_SECONDS + 2):
                 await self._kill()
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
@@ -333,49 +381,13 @@ class VllmEngine:
         if (server := self.pid) is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(server, signal.SIGKILL)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), BURIAL_SECONDS)
+            await ended_within(process, BURIAL_SECONDS)
         await self._kill()
         _send(process.kill)
 
     async def _kill(self) -> None:
         """Kill the guardian and everything it runs."""
         await asyncio.to_thread(guardian.kill_recorded, self.record)
-
-    async def _forward_output(self, output: _Pipe) -> None:
-        with contextlib.closing(output.transport):
-            await self._forward_lines(output.reader)
-
-    async def _forward_lines(self, reader: asyncio.StreamReader) -> None:
-        while True:
-            try:
-                line = await reader.readline()
-            except ValueError:  # longer than the limit: the stream has dropped it
-                continue
-            if not line:
-                return
-            text = line.decode(errors="replace").rstrip()
-            self._last_words.append(text)
-            getattr(log, engine_level(text))(ENGINE_EVENT, line=text)
-
-
-class _Pipe(NamedTuple):
-    reader: asyncio.StreamReader
-    transport: asyncio.ReadTransport
-
-
-async def _open_pipe() -> tuple[_Pipe, int]:
-    """Return a pipe's reading end, and the descriptor of the end that a child writes to.
-
-    asyncio's own pipes of a child can only be closed by the child.
-    """
-    descriptor, writer = os.pipe()
-    reader = asyncio.StreamReader(LINE_BYTES_MAX)
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", 0)
-    )
-    return _Pipe(reader, transport), writer
 
 
 def _send(end: Callable[[], None]) -> None:

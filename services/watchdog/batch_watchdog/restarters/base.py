@@ -46,7 +46,8 @@ async def run(argv: Sequence[str]) -> Attempt:
     except OSError as error:
         return Attempt(False, f"{shown}: {error}")
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), COMMAND_SECONDS)
+        async with asyncio.timeout(COMMAND_SECONDS):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

@@ -1,0 +1,1 @@
+"""The admin web UI: everything that happens, live, and the buttons that change it."""

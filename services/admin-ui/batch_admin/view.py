@@ -1,0 +1,163 @@
+"""One user looking at one page: what the page may use, and how it acts and stays fresh."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+import httpx
+import structlog
+from nicegui import background_tasks, ui
+
+from batch_admin import audit
+from batch_admin.live import Live
+from batch_admin.services import Services
+from vllm_batch.admin_users import AdminUser
+from vllm_batch.errors import BatchError, Rejected
+from vllm_batch.events import Recorded
+from vllm_batch.events.admin import Role
+
+log = structlog.get_logger(__name__)
+
+REFRESH_SECONDS = 1.0
+_CATCH_UP_SECONDS = 2.0
+_ATTEMPTS_MAX = 20
+
+
+class NotAllowed(Rejected):
+    """The user's role does not include this."""
+
+    code = "not_allowed"
+
+
+class View:
+    """See the module. ``params``: of the path; ``query``: after the question mark; ``theme``: dark,
+    light, or empty for the system's."""
+
+    def __init__(
+        self,
+        services: Services,
+        user: AdminUser,
+        params: Mapping[str, str],
+        query: Mapping[str, str],
+        *,
+        theme: str = "",
+    ) -> None:
+        self.services = services
+        self.user = user
+        self.params = params
+        self.query = query
+        self.theme = theme
+        self._client = ui.context.client
+        self._since = services.live.position
+
+    @property
+    def live(self) -> Live:
+        """What happens now."""
+        return self.services.live
+
+    def may(self, role: Role) -> bool:
+        """Tell whether the user may do now what takes ``role``: roles change while pages are
+        open."""
+        user = self.live.users.find(self.user.user_id)
+        return user is not None and user.may(role)
+
+    async def act(
+        self,
+        action: str,
+        target: str,
+        deed: Callable[[], Awaitable[str]],
+        *,
+        role: Role = "operator",
+    ) -> bool:
+        """Do something on the user's behalf and say how it went; True if it was done. Where
+        ``deed`` returns nothing to say, the page shows by itself that it went well.
+
+        It is recorded before it is done, and again if it fails; whoever may not is refused here,
+        whatever the page showed.
+        """
+        with self._client:  # the button that was hit may have been drawn anew
+            return await self._act(action, target, deed, role)
+
+    async def _act(
+        self, action: str, target: str, deed: Callable[[], Awaitable[str]], role: Role
+    ) -> bool:
+        if not self.may(role):
+            _tell(f"You may not {action}: that takes the role {role}.", type="negative")
+            log.warning("refused", user=self.user.name, action=action, target=target)
+            return False
+        recorded: tuple[str, int] | None = None
+        try:
+            recorded = await audit.taken(self.services.store, self.user, action, target)
+            if said := await deed():
+                _tell(said, type="positive")
+        except (BatchError, httpx.HTTPError) as error:
+            if recorded is not None:
+                await audit.failed(self.services.store, self.user, recorded, str(error))
+            _tell(f"Could not {action}: {error}", type="negative", timeout=10_000)
+            return False
+        return True
+
+    def refresh_on(
+        self,
+        nouns: Iterable[str],
+        refresh: Callable[[list[Recorded]], Awaitable[None]],
+        *,
+        seconds: float = REFRESH_SECONDS,
+        idle_seconds: float | None = None,
+        reads: bool = False,
+    ) -> None:
+        """Call ``refresh`` with the new events whenever some came, at most every ``seconds``. What
+        has come since the page began to be built counts as new.
+
+        ``idle_seconds``: call it without events after so long a silence, for what grows old.
+        ``reads``: it reads the read models; it is called once these have the events, and again
+        where they were late.
+        """
+
+        async def watching() -> None:
+            behind = False
+            with self.live.watch(nouns, after=self._since) as watch:
+                while True:
+                    events = await watch.wait(_CATCH_UP_SECONDS if behind else idle_seconds)
+                    behind = reads and not await self.catch_up()
+                    try:
+                        await refresh(events)
+                    except BatchError as error:
+                        behind = True
+                        log.info("a page waits for its data", error=str(error))
+                    await asyncio.sleep(seconds)
+
+        self.keep(watching())
+
+    async def patiently(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Do what the user asked for and the read models have to answer; wait for them a while."""
+        for attempt in range(_ATTEMPTS_MAX):
+            try:
+                return await ask()
+            except BatchError as error:
+                if attempt == 0:
+                    _tell(f"{error}. Trying again …", type="warning")
+                log.info("a user waits for an answer", error=str(error))
+                await asyncio.sleep(REFRESH_SECONDS)
+        _tell("There is no answer. Try again later.", type="negative")
+        return None
+
+    async def catch_up(self) -> bool:
+        """Give the read models a moment to take in what has happened so far; True if they have."""
+        return await self.services.reads.wait_for(self.live.position, _CATCH_UP_SECONDS)
+
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something on the page for as long as it is open."""
+
+        async def on_page() -> None:
+            with self._client:
+                await coroutine
+
+        self._client.on_delete(background_tasks.create(on_page()).cancel)
+
+
+def _tell(text: str, **options: Any) -> None:
+    """Notify where no button of a dialog is covered."""
+    ui.notify(text, position="top-right", **options)

@@ -1,0 +1,1 @@
+"""Outgoing webhooks: who wants what, how it is signed, where it may go, and its delivery."""

@@ -1,0 +1,1 @@
+"""The Label Studio bridge: what people correct becomes validation, training and better models."""

@@ -1,0 +1,1 @@
+"""Validation of what annotators hand in: rules that judge, and the duty that applies them."""

@@ -1,0 +1,164 @@
+"""``vllm-batch project``: tenants, what each may use and has, and their end.
+
+Writes to the event log itself; the API need not run.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vllm_batch.cli import output
+from vllm_batch.cli.keys import all_keys, with_store
+from vllm_batch.cli.listing import print_rows
+from vllm_batch.cli.options import HomeOption, JsonOption
+from vllm_batch.errors import NotFound
+
+if TYPE_CHECKING:
+    from vllm_batch.event_store import EventStore
+    from vllm_batch.project_limits import ProjectLimits
+    from vllm_batch.projections.rows import ProjectUse
+
+_NAME = re.compile(r"[\w.-]{1,64}")
+
+app = typer.Typer(
+    help="Projects: what each may use and has; each begins with its first key.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(help="The project's name.", show_default=False)]
+
+
+@app.command(name="list")
+def list_(home: HomeOption = None, as_json: JsonOption = False) -> None:
+    """List the projects with their limits (0: none) and what they have."""
+    rows = [_row(name, limits, use) for name, limits, use in _all(home)]
+    if as_json:
+        output.print_json(rows)
+        return
+    print_rows(
+        ("project", "batches", "in line", "stored", "calls/min", "tokens/min", "budget/month"),
+        (
+            (
+                str(row["project"]) + (" (closed)" if row["closed"] else ""),
+                *(str(row[name]) for name in ("batches", "queued_requests", "storage_bytes")),
+                *(str(row[name] or "-") for name in ("requests_per_minute", "tokens_per_minute")),
+                _budget(row),
+            )
+            for row in rows
+        ),
+    )
+
+
+@app.command()
+def limit(
+    project: Name,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="Calls that start work.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        int | None, typer.Option(min=0, help="Tokens of online requests.")
+    ] = None,
+    queued_requests_max: Annotated[
+        int | None, typer.Option(min=0, help="Requests in unfinished batches.")
+    ] = None,
+    storage_bytes_max: Annotated[int | None, typer.Option(min=0, help="Bytes in files.")] = None,
+    budget_per_month: Annotated[
+        float | None, typer.Option(min=0, help="In the currency of the models' prices.")
+    ] = None,
+    stop: Annotated[
+        bool, typer.Option("--stop/--warn", help="What happens when the budget is used up.")
+    ] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Set a project's limits: all of them. 0 is no limit; what is not given is the default."""
+    from vllm_batch import ids, project_limits
+    from vllm_batch.events.project import ProjectConfigured
+
+    if not _NAME.fullmatch(project):
+        raise typer.BadParameter("1 to 64 letters, digits, dots, dashes, underscores")
+    event = ProjectConfigured(
+        project_key=ids.project_key(project), project=ids.ProjectId(project),
+        requested_by=getpass.getuser(), requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute, queued_requests_max=queued_requests_max,
+        storage_bytes_max=storage_bytes_max, budget_per_month=budget_per_month, budget_stops=stop,
+    )  # fmt: skip
+    with_store(home, lambda store: project_limits.record(store, event))
+    if as_json:
+        output.print_json({"project": project, "configured": True})
+    else:
+        print(f"the limits of {project} count from now on")
+
+
+@app.command()
+def purge(
+    project: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Close a project for good: its keys, batches and files go. The orchestrator does it."""
+    from vllm_batch import ids, project_limits
+
+    known = {name for name, _, _ in _all(home)}
+    if project not in known:
+        raise NotFound(f"there is no project {project}")
+    if not yes:
+        typer.confirm(f"Delete everything that {project} has? This cannot be undone.", abort=True)
+    with_store(
+        home,
+        lambda store: project_limits.purge(
+            store, ids.ProjectId(project), requested_by=getpass.getuser()
+        ),
+    )
+    if as_json:
+        output.print_json({"project": project, "purge_requested": True})
+    else:
+        print(f"{project} is closed; `vllm-batch events tail 'project.*.*'` says when all is gone")
+
+
+def _all(home: Path | None) -> list[tuple[str, ProjectLimits, ProjectUse]]:
+    from vllm_batch import project_limits
+    from vllm_batch.cli.service_settings import settings_of
+    from vllm_batch.projections.read_models import ReadModels
+
+    settings = settings_of(home)
+
+    async def read(store: EventStore) -> list[tuple[str, ProjectLimits, ProjectUse]]:
+        limits = await project_limits.load(store, settings)
+        keys = [row.project for row in await all_keys(store)]
+        names = dict.fromkeys([*keys, *(c.project for c in limits.configured)])
+        async with ReadModels.connect(settings) as models:
+            return [(name, limits, await models.project_use(name)) for name in names]
+
+    return with_store(home, read)
+
+
+def _budget(row: dict[str, object]) -> str:
+    """Return the budget and how much of it is known to be used: it is said at 80 and at 100 %."""
+    if row["budget_per_month"] is None:
+        return "-"
+    reached = float(str(row["budget_reached"]))
+    return f"{row['budget_per_month']:g}" + (f" ({reached:.0%} used)" if reached else "")
+
+
+def _row(name: str, limits: ProjectLimits, use: ProjectUse) -> dict[str, object]:
+    import msgspec
+
+    from vllm_batch.ids import ProjectId
+    from vllm_batch.project_limits import month_of
+
+    project = ProjectId(name)
+    return {
+        "project": name,
+        "closed": limits.is_closed(project),
+        **limits.of(project)._asdict(),
+        "budget_reached": limits.reached_share(project, month_of(datetime.now(UTC))),
+        **msgspec.to_builtins(use),
+    }

@@ -1,0 +1,1 @@
+"""What gateway, bridge and command line share about Label Studio: deliveries, projects, configs."""

@@ -1,0 +1,79 @@
+"""What a model's name and engine arguments may be. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vllm_batch.errors import InvalidInput
+
+NAME_CHARACTERS_MAX = 256
+SOURCE_CHARACTERS_MAX = 1024
+ENGINE_ARGS_MAX = 100
+
+OURS = frozenset(
+    {"model", "served-model-name", "uds", "host", "port", "api-key", "root-path", "config",
+     "ssl-keyfile", "ssl-certfile"}
+)  # fmt: skip
+"""Arguments of vLLM's server that a worker gives itself, or whose change would lock it out."""
+
+
+def check_name(name: str, *, param: str) -> None:
+    """Refuse what cannot be asked for by name.
+
+    Raises:
+        InvalidInput: empty, too long, or with characters that are not printed.
+    """
+    if not 0 < len(name) <= NAME_CHARACTERS_MAX:
+        raise InvalidInput(f"a model's name has 1 to {NAME_CHARACTERS_MAX} characters", param=param)
+    if not name.isprintable() or name != name.strip():
+        raise InvalidInput(
+            f"{name!r} has control characters, or spaces at an end: choose a name that can be "
+            "typed",
+            param=param,
+        )
+
+
+def check_source(source: str) -> None:
+    """Refuse what can be no folder, hub id or blob.
+
+    Raises:
+        InvalidInput: empty, too long, or with characters that are not printed.
+    """
+    if not 0 < len(source) <= SOURCE_CHARACTERS_MAX or not source.isprintable():
+        raise InvalidInput(
+            f"a source is a folder or a hub id such as org/model, of up to {SOURCE_CHARACTERS_MAX} "
+            "printable characters",
+            param="source",
+        )
+
+
+def check_engine_args(arguments: list[str]) -> None:
+    """Refuse arguments that would take the server away from its worker.
+
+    Raises:
+        InvalidInput: one of `OURS`, or too many.
+    """
+    if len(arguments) > ENGINE_ARGS_MAX:
+        raise InvalidInput(f"more than {ENGINE_ARGS_MAX} engine arguments", param="engine_args")
+    if arguments and not arguments[0].startswith("--"):
+        raise InvalidInput(
+            f"engine arguments start with an option such as --max-model-len, not {arguments[0]!r}",
+            param="engine_args",
+        )
+    for option in options_of(arguments):
+        if option in OURS:
+            raise InvalidInput(f"--{option} is set by the worker itself", param="engine_args")
+
+
+def options_of(arguments: Iterable[str]) -> dict[str, str]:
+    """Return the options that arguments name, without dashes, and their values (may be empty)."""
+    found: dict[str, str] = {}
+    option = ""
+    for argument in arguments:
+        if argument.startswith("--"):
+            option, _, value = argument[2:].partition("=")
+            option = option.replace("_", "-")
+            found[option] = value
+        elif option:
+            found[option] = argument
+    return found

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from vllm_batch import training_runs
+from vllm_batch.aggregates.training import RunStatus
+from vllm_batch.clock import ManualClock
+from vllm_batch.errors import AlreadyDone, LeaseLost, Rejected
+from vllm_batch.event_store.memory import MemoryEventStore
+from vllm_batch.events import (
+    TrainingCompleted,
+    TrainingEvaluated,
+    TrainingFailed,
+    TrainingPrepared,
+    TrainingProgressed,
+    TrainingPromoted,
+    TrainingRejected,
+    TrainingRequested,
+    TrainingStarted,
+)
+from vllm_batch.ids import WorkerId
+
+RUN = "run_1"
+ONE, TWO = WorkerId("trainer_1"), WorkerId("trainer_2")
+REQUESTED = TrainingRequested(run_id=RUN, project="1", trigger="command", requested_by="me")
+PREPARED = TrainingPrepared(
+    run_id=RUN, project="1", dataset_id="ds_1", train_blob="t", validation_blob="v",
+    base_model="small", base_source="/small", alias="sentiment",
+)  # fmt: skip
+PROGRESSED = TrainingProgressed(run_id=RUN, step=1, steps=2)
+COMPLETED = TrainingCompleted(run_id=RUN, adapter_blob="adapters/run_1", loss=0.1, seconds=3)
+FAILED = TrainingFailed(run_id=RUN, reason="killed", retryable=True)
+NUMBERS: dict[str, Any] = {
+    "run_id": RUN, "project": "1", "model": "new", "replaced": "small",
+    "before": 0.5, "after": 0.9, "tasks": 10,
+}  # fmt: skip
+EVALUATED = TrainingEvaluated(**NUMBERS)
+
+
+def started(trainer: WorkerId) -> TrainingStarted:
+    return TrainingStarted(run_id=RUN, trainer=trainer, trainer_name="t")
+
+
+@pytest.fixture
+def store() -> MemoryEventStore:
+    return MemoryEventStore(clock=ManualClock(datetime(2026, 1, 1, tzinfo=UTC)))
+
+
+async def begin(store: MemoryEventStore) -> None:
+    await training_runs.record(store, REQUESTED)
+    await training_runs.record(store, PREPARED)
+    await training_runs.record(store, started(ONE), trainer=ONE)
+
+
+async def test_a_run_goes_from_wish_to_promotion(store: MemoryEventStore) -> None:
+    await begin(store)
+    await training_runs.record(store, PROGRESSED, trainer=ONE)
+    await training_runs.record(store, PROGRESSED, trainer=ONE)
+    await training_runs.record(store, COMPLETED, trainer=ONE)
+    await training_runs.record(store, EVALUATED)
+    run = await training_runs.record(store, TrainingPromoted(**NUMBERS))
+    assert run.status is RunStatus.PROMOTED
+    assert (await training_runs.load(store)).runs == {RUN: run}
+
+
+async def test_a_trainer_that_was_given_up_cannot_say_any_more(store: MemoryEventStore) -> None:
+    await begin(store)
+    await training_runs.record(store, FAILED)
+    for said in (PROGRESSED, COMPLETED):
+        with pytest.raises(LeaseLost):
+            await training_runs.record(store, said, trainer=ONE)
+    assert (await training_runs.load(store)).runs[RUN].status is RunStatus.FAILED
+
+
+async def test_one_of_two_trainers_gets_a_run(store: MemoryEventStore) -> None:
+    await begin(store)
+    with pytest.raises(Rejected):
+        await training_runs.record(store, started(TWO), trainer=TWO)
+    with pytest.raises(LeaseLost):
+        await training_runs.record(store, COMPLETED, trainer=TWO)
+
+
+async def test_nothing_is_promoted_that_was_not_measured_so(store: MemoryEventStore) -> None:
+    await begin(store)
+    promoted = TrainingPromoted(**NUMBERS)
+    with pytest.raises(Rejected):
+        await training_runs.record(store, promoted)
+    await training_runs.record(store, COMPLETED, trainer=ONE)
+    with pytest.raises(Rejected):
+        await training_runs.record(store, promoted)
+    await training_runs.record(store, EVALUATED)
+    with pytest.raises(Rejected, match="measured"):
+        await training_runs.record(store, TrainingPromoted(**{**NUMBERS, "after": 1.0}))
+    await training_runs.record(store, TrainingRejected(**NUMBERS, reason="no"))
+    with pytest.raises(Rejected):
+        await training_runs.record(store, promoted)
+
+
+async def test_what_was_said_is_not_said_again(store: MemoryEventStore) -> None:
+    await begin(store)
+    with pytest.raises(AlreadyDone):
+        await training_runs.record(store, REQUESTED)
+    await training_runs.record(store, COMPLETED, trainer=ONE)
+    await training_runs.record(store, EVALUATED)
+    with pytest.raises(AlreadyDone):
+        await training_runs.record(store, EVALUATED)
