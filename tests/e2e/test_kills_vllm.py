@@ -24,7 +24,7 @@ from vllm_batch.local.stack import LocalStack
 
 pytestmark = pytest.mark.timeout(1800)
 
-REQUESTS = 64
+REQUESTS = 32
 SETTINGS = {
     "engine_max_num_seqs": 8,
     "in_flight_factor": 1.0,
@@ -34,20 +34,20 @@ SETTINGS = {
 }
 
 
-def workload(model: str) -> Workload:
+def workload(model: str, name: str) -> Workload:
     """Return a batch of slow requests. No digests: real answers do not name their requests."""
     lines, rows = [], []
     for number in range(REQUESTS):
-        prompt = [{"role": "user", "content": f"Tell story {number}."}]
+        prompt = [{"role": "user", "content": f"Tell story {number} of {name}."}]
         body = {"model": model, "messages": prompt, "max_tokens": 60, "ignore_eos": True}
-        row = {"custom_id": f"r{number}", "method": "POST", "url": ENDPOINT, "body": body}
+        row = {"custom_id": f"{name}-{number}", "method": "POST", "url": ENDPOINT, "body": body}
         rows.append(json.dumps(row).encode())
-        lines.append(Line(f"r{number}", "", fails=False))
+        lines.append(Line(f"{name}-{number}", "", fails=False))
     return Workload(lines, b"\n".join(rows) + b"\n")
 
 
 class OnlineStream(threading.Thread):
-    """Reads a long answer; ``content`` is what has come of it."""
+    """Reads a long answer, as soon as an engine is there; ``content`` is what has come of it."""
 
     def __init__(self, stack: LocalStack) -> None:
         super().__init__(daemon=True)
@@ -61,9 +61,13 @@ class OnlineStream(threading.Thread):
         body = {"model": self._stack.model_name, "messages": prompt, "stream": True,
                 "max_tokens": 900, "ignore_eos": True}  # fmt: skip
         url = f"{self._stack.api_url}/chat/completions"
-        with httpx2.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
-            for piece in answer.iter_raw():
-                self.content += piece
+        while not self.content:
+            with httpx2.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
+                if answer.status_code == 503:
+                    time.sleep(float(answer.headers["retry-after"]))
+                    continue
+                for piece in answer.iter_raw():
+                    self.content += piece
 
     def error(self, seconds: float) -> Any:
         """Return the error that the answer ends with; the engine may have said it itself."""
@@ -100,15 +104,21 @@ async def test_whatever_dies_the_batch_completes_and_no_engine_is_left(tmp_path:
     before = leaked_shared_memory()
     with LocalStack(tmp_path / "home", engine="vllm", settings_overrides=SETTINGS) as stack:
         client = Client(stack)
-        work = client.submit(workload(stack.model_name))
+        works = []
         for victim in ("api_server", "EngineCore", "agent"):
-            had = results_of(client.batch(work))
-            client.wait_progress(work, had + 2, READY_SECONDS)
+            stream = OnlineStream(stack)
+            until(
+                lambda stream=stream: stream.content.count(b"\n\n") > 2,  # type: ignore[misc]
+                "a stream",
+                READY_SECONDS,
+            )
+            work = client.submit(workload(stack.model_name, victim))
+            works.append(work)
+            had = results_of(client.wait_progress(work, 2))
+            assert had < REQUESTS  # in the middle of it, however fast the machine is
             session = int(recorded(stack)["guardian"])
             assert len(guardian.session_members(session)) >= 3
             held = leaked_shared_memory() - before  # by name: the next engine has its own
-            stream = OnlineStream(stack)
-            until(lambda stream=stream: stream.content.count(b"\n\n") > 2, "a stream", 60)  # type: ignore[misc]
             if victim == "agent":
                 stack.service("worker-1").kill()
             else:
@@ -124,12 +134,13 @@ async def test_whatever_dies_the_batch_completes_and_no_engine_is_left(tmp_path:
                 20,
             )
             assert stream.error(30)["message"]
-            print(f"{victim} killed after {results_of(client.batch(work))} results")
-        batch = client.wait_ended(work, 2 * READY_SECONDS)
-        assert batch.status == "completed"
-        assert batch.request_counts is not None
-        assert batch.request_counts.completed == REQUESTS
-        assert await Oracle(stack, client, [work]).findings() == []
+            print(f"{victim} killed after {had} results")
+        for work in works:
+            batch = client.wait_ended(work, 2 * READY_SECONDS)
+            assert batch.status == "completed"
+            assert batch.request_counts is not None
+            assert batch.request_counts.completed == REQUESTS
+        assert await Oracle(stack, client, works).findings() == []
         last = int(recorded(stack)["guardian"])
         client.close()
     until(lambda: guardian.session_members(last) == [], "the last engine to be gone", 20)

@@ -113,6 +113,8 @@ class Client:
                 continue
             if condition(batch):
                 return batch
+            if batch.status in ENDED:
+                raise AssertionError(f"this batch will not get there any more: {batch}")
             time.sleep(POLL_SECONDS)
         raise TimeoutError(f"after {timeout_seconds} s the batch is {batch}")
 

@@ -294,10 +294,14 @@ async def test_a_swap_lets_streams_finish_for_a_while(
             answer = await bench.chat("[[sim:400]]", model=wanted)  # an answer at once
             return answer.status_code == 400
 
+        async def is_named() -> bool:
+            refused = await bench.chat("Hello", model=home)
+            assert refused.status_code == 503
+            assert int(refused.headers["retry-after"]) >= 1
+            message: str = refused.json()["error"]["message"]
+            return f"Served now: {wanted}." in message
+
         await until(is_served)
-        refused = await bench.chat("Hello", model=home)
-        assert refused.status_code == 503
-        assert int(refused.headers["retry-after"]) >= 1
-        assert wanted in refused.json()["error"]["message"]
+        await until(is_named)  # a gateway hears of it with the worker's next heartbeat
         await bench.wait_held(workers, 0)
         await model_orders.retire(store, wanted, requested_by="test")

@@ -71,9 +71,9 @@ class Serving:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def _announce(self, models: Sequence[str]) -> None:
-        await self._presence.ready(list(models), in_flight_max(self._settings))
         self._heartbeats.models = list(models)
-        await self._heartbeats.send()
+        await self._heartbeats.send()  # gateways go by it; the event takes the log's time
+        await self._presence.ready(list(models), in_flight_max(self._settings))
 
 
 def _model_of(chunk: HeldChunk) -> str:
