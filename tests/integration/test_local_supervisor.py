@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -325,5 +326,28 @@ async def write_log(path: Path, lines: list[str]) -> None:
     log.follow(read_end)
     os.write(write_end, "\n".join(lines).encode())  # the last line has no end
     os.close(write_end)
-    log.unfollow(read_end)
+    log.unfollow()
+    log.close()
+
+
+async def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "quiet.log")
+    read_end, write_end = os.pipe()
+    log.follow(read_end)
+    os.close(write_end)  # closed before the program has ended, as Postgres does
+    async with asyncio.timeout(10):
+        while Path(f"/proc/self/fd/{read_end}").exists():
+            await asyncio.sleep(0.01)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        if (number := ours.detach()) != read_end:
+            os.dup2(number, read_end)
+            os.close(number)
+        reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=read_end))
+        log.unfollow()
+        theirs.send(b"still here\n")
+        async with asyncio.timeout(10):
+            assert await reader.readline() == b"still here\n"
+        writer.close()
+        await writer.wait_closed()
     log.close()

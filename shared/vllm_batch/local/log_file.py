@@ -30,20 +30,22 @@ class LogFile:
             path, maxBytes=bytes_max, backupCount=kept - 1, encoding="utf-8", delay=True
         )
         self._partial = b""
+        self._descriptor: int | None = None
         self.tail: deque[str] = deque(maxlen=_TAIL_LINES)
 
     def follow(self, descriptor: int) -> None:
-        """Copy what arrives on ``descriptor`` until its last writer closes it."""
+        """Copy what arrives on ``descriptor`` until its last writer closes it, then close it."""
         os.set_blocking(descriptor, False)
+        self._descriptor = descriptor
         asyncio.get_running_loop().add_reader(descriptor, self._readable, descriptor)
 
-    def unfollow(self, descriptor: int) -> None:
-        """Take what is left on ``descriptor`` and close it."""
-        if asyncio.get_running_loop().remove_reader(descriptor):
-            while self._read(descriptor):
+    def unfollow(self) -> None:
+        """Take what is left of what was followed and close it, unless that was done."""
+        # The number of a descriptor that was closed may be somebody else's by now.
+        if self._descriptor is not None:
+            while self._read(self._descriptor):
                 pass
-            os.close(descriptor)
-        self._flush()
+            self._close(self._descriptor)
 
     def note(self, text: str) -> None:
         """Write a line of the supervisor's own."""
@@ -56,9 +58,13 @@ class LogFile:
 
     def _readable(self, descriptor: int) -> None:
         if not self._read(descriptor, once=True):
-            asyncio.get_running_loop().remove_reader(descriptor)
-            os.close(descriptor)
-            self._flush()
+            self._close(descriptor)
+
+    def _close(self, descriptor: int) -> None:
+        asyncio.get_running_loop().remove_reader(descriptor)
+        os.close(descriptor)
+        self._descriptor = None
+        self._flush()
 
     def _read(self, descriptor: int, *, once: bool = False) -> bool:
         try:

@@ -52,7 +52,6 @@ class SupervisedService:
         self._rng = rng
         self._changed = changed
         self._process: subprocess.Popen[bytes] | None = None
-        self._output = -1
         self._exited = asyncio.Event()
         self._ready = asyncio.Event()
         self._wanted = asyncio.Event()
@@ -239,7 +238,6 @@ class SupervisedService:
         self._exited = asyncio.Event()
         self._started = started_at(self._process.pid)
         self.log.note(f"started, pid {self._process.pid}")
-        self._output = read_end
         self.log.follow(read_end)
         self._set(ServiceState.STARTING, "")
         threading.Thread(
@@ -278,7 +276,7 @@ class SupervisedService:
     def _after_exit(self, process: subprocess.Popen[bytes]) -> None:
         self._ready.clear()
         self._status = _why(process.returncode)
-        self.log.unfollow(self._output)
+        self.log.unfollow()
         self.log.note(f"pid {process.pid} {self._status}")
         self._kill_group()
         end_marked(self._mark)
