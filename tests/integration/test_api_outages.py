@@ -150,7 +150,7 @@ class Replica:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             try:
                 answer = httpx2.get(self.url.removesuffix("/v1") + "/readyz")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
 from xml.etree import ElementTree
@@ -75,11 +77,15 @@ def register(app: typer.Typer) -> None:
         failed = [] if paths else run_checks(root)
         if not paths:
             install_programs()
-        if not fast and needs_engine(paths):
-            _prepare_engine()
         options = [argument for argument in context.args if argument not in paths]
         runs = [paths] if paths else stages(folders(root, fast=fast))
-        code, summary = run_pytest(root, runs, options)
+
+        def prepare() -> None:
+            with contextlib.nullcontext() if paths else _label_studio(root):
+                if not fast and needs_engine(paths):
+                    _prepare_engine()
+
+        code, summary = run_pytest(root, runs, options, prepare)
         console = output.console()
         for name in failed:
             console.print(f"[bold red]{name} found something (see above)[/]")
@@ -163,12 +169,20 @@ def run_checks(root: Path) -> list[str]:
     return failed
 
 
-def run_pytest(root: Path, runs: list[list[str]], options: list[str]) -> tuple[int, str]:
+def run_pytest(
+    root: Path, runs: list[list[str]], options: list[str], prepare: Callable[[], None]
+) -> tuple[int, str]:
     """Run pytest in processes of their own, one after the other; return the first exit code that
-    tells of a failure, and one line of counts."""
+    tells of a failure, and one line of counts.
+
+    ``prepare`` gets ready what takes minutes, after the first of several runs: a break in the quick
+    tests has shown by then.
+    """
     with tempfile.TemporaryDirectory(prefix="vllm-batch-test-") as folder:
         reports, codes = [], []
         for number, arguments in enumerate(runs):
+            if number == min(1, len(runs) - 1):
+                prepare()
             reports.append(Path(folder) / f"{number}.xml")
             report = f"--junitxml={reports[-1]}"
             command = (sys.executable, "-m", "pytest", report, *arguments, *options)
@@ -195,6 +209,18 @@ def summarise(*reports: Path) -> str:
 
     failed, skipped = total("failures") + total("errors"), total("skipped")
     return f"{total('tests') - failed - skipped} passed, {failed} failed, {skipped} skipped"
+
+
+@contextlib.contextmanager
+def _label_studio(root: Path) -> Iterator[None]:
+    """Install Label Studio and migrate its database meanwhile, so that no test waits for it."""
+    output.console().print("preparing Label Studio for its tests (once, two minutes)")
+    code = "from tests.real_label_studio import ensure_template as e; e()"
+    command = (sys.executable, "-c", code)
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL) as preparing:
+        yield
+    if preparing.returncode != 0:  # the tests that need it try again, and say what is wrong
+        output.warn("Label Studio could not be prepared")
 
 
 def _prepare_engine() -> None:

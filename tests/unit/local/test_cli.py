@@ -161,10 +161,14 @@ def test_every_run_of_pytest_counts(tmp_path: Path) -> None:
     bad.write_text("def test_it():\n    assert False\n")
 
     def run(*options: str) -> tuple[int, str]:
-        return test_command.run_pytest(tmp_path, [[str(bad)], [str(good)]], list(options))
+        runs = [[str(bad)], [str(good)]]
+        return test_command.run_pytest(tmp_path, runs, list(options), lambda: prepared.append(1))
 
-    assert run() == (1, "1 passed, 1 failed, 0 skipped")
+    prepared: list[int] = []
     assert run("-x") == (1, "0 passed, 1 failed, 0 skipped")
+    assert prepared == []  # the first of two had not needed it
+    assert run() == (1, "1 passed, 1 failed, 0 skipped")
+    assert prepared == [1]
     assert run("-k", "test_good") == (0, "1 passed, 0 failed, 0 skipped")
     assert run("-k", "nothing")[0] == 5
 
