@@ -18,7 +18,7 @@ import msgspec
 
 from tests import facts
 from tests.facts import append
-from tests.real_label_studio import LabelStudio
+from tests.real_label_studio import WEBHOOK_SECONDS, LabelStudio
 from vllm_batch import ids
 from vllm_batch.blobs import open_blobs
 from vllm_batch.event_store import jetstream
@@ -41,12 +41,21 @@ from vllm_batch.labeling.webhook_endpoint import PATH, SECRET_HEADER
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.messaging import subjects
 
-SECONDS = 40.0
+SECONDS = 120.0
 
 
 def bridge_stack(home: Path, server: LabelStudio, **overrides: Any) -> LocalStack:
-    """Return NATS and a bridge, which reconciles every 300 s unless told otherwise."""
-    settings = {"label_studio_url": server.url, "label_studio_api_key": server.token, **overrides}
+    """Return NATS and a bridge, which reconciles every 300 s unless told otherwise.
+
+    A delivery may take as long as a busy machine does: one that was given up would come with the
+    next walk only.
+    """
+    settings = {
+        "label_studio_url": server.url,
+        "label_studio_api_key": server.token,
+        "label_studio_webhook_seconds": WEBHOOK_SECONDS - 5,
+        **overrides,
+    }
     return LocalStack(home, only={"nats", "bridge"}, settings_overrides=settings)
 
 
@@ -99,7 +108,9 @@ def deliver(stack: LocalStack, body: Any, *, secret: str | None = None) -> httpx
     right = stack.settings.label_studio_webhook_secret.get_secret_value()
     headers = {SECRET_HEADER: right if secret is None else secret}
     sent: dict[str, Any] = {"content": body} if isinstance(body, bytes) else {"json": body}
-    return httpx.post(stack.settings.bridge_url + PATH, **sent, headers=headers, timeout=10)
+    return httpx.post(
+        stack.settings.bridge_url + PATH, **sent, headers=headers, timeout=WEBHOOK_SECONDS
+    )
 
 
 async def eventually(condition: Callable[[], Any], *, seconds: float = SECONDS) -> Any:

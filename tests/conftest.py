@@ -23,6 +23,7 @@ from tests import real_label_studio
 from tests.real_label_studio import LabelStudio
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
+from vllm_batch.local import ports
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.settings import Settings
 
@@ -32,10 +33,22 @@ hypothesis.settings.load_profile("no deadline")
 
 
 def pytest_configure() -> None:
-    """Let the programs that tests start hear Ctrl-C: a shell's background jobs ignore it, and so
-    would theirs."""
+    """Let the programs that tests start hear Ctrl-C (a shell's background jobs ignore it, and so
+    would theirs), and keep runs beside each other apart."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _take_ports_of_our_own()
+
+
+def _take_ports_of_our_own() -> None:
+    """Give each process that runs tests side by side a part of the ports: between the choice of a
+    free one and the server's start, another stack could take it."""
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    lowest, end = ports._LOWEST, ports._ephemeral_start()
+    share = (end - lowest) // count
+    ports._LOWEST = lowest + number * share
+    ports._ephemeral_start = lambda: ports._LOWEST + share
 
 
 @pytest.hookimpl(wrapper=True)
@@ -62,9 +75,7 @@ class NatsServer:
     def __init__(self, directory: Path, more: str = "") -> None:
         self._directory = directory
         self._more = more
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = ports.pick(None)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
+from vllm_batch.errors import Conflict
 from vllm_batch.event_store import EventStore
 from vllm_batch.events import (
     ChunkLeased,
@@ -34,10 +36,13 @@ async def append(store: EventStore, *events: Event) -> list[Recorded]:
     """Append as if every aggregate were at the right place."""
     recorded = []
     for event in events:
-        last = 0
-        async for batch in store.read(subjects.of_aggregate(event)):
-            last = batch[-1].seq
-        recorded.append(await store.append(event, expected=last))
+        while True:
+            last = 0
+            async for batch in store.read(subjects.of_aggregate(event)):
+                last = batch[-1].seq
+            with suppress(Conflict):  # a service wrote meanwhile
+                recorded.append(await store.append(event, expected=last))
+                break
     return recorded
 
 

@@ -7,7 +7,6 @@ state by appending events, and nobody acts on them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +17,7 @@ from typing import Any
 import httpx2
 import openai
 
-from vllm_batch import api_keys, ids
+from vllm_batch import api_keys, ids, tasks
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.local.stack import LocalStack
@@ -66,16 +65,16 @@ class Gateway:
                         found = recorded.event.aggregate_id()[0]
             assert found is not None
             await api_keys.revoke(store, ids.KeyId(found))
-        async with asyncio.timeout(5), self.http(secret) as http:
+        async with asyncio.timeout(60), self.http(secret) as http:
             while (await http.get("/files/file-x")).status_code != 401:
                 await asyncio.sleep(0.005)
 
     async def wait_until_known(self, secret: str) -> None:
-        async with asyncio.timeout(5), self.http(secret) as http:
+        async with asyncio.timeout(60), self.http(secret) as http:
             while (await http.get("/files/file-x")).status_code == 401:
                 await asyncio.sleep(0.005)  # the condition is at another process
 
-    def wait_until(self, status: str, timeout_seconds: float = 20.0) -> None:
+    def wait_until(self, status: str, timeout_seconds: float = 60.0) -> None:
         """Wait until /readyz says ``status``."""
         deadline = time.monotonic() + timeout_seconds
         url = self.url.removesuffix("/v1") + "/readyz"
@@ -107,32 +106,29 @@ class Gateway:
 @contextmanager
 def projecting(settings: Settings) -> Iterator[None]:
     """Run a projector on a thread with a loop of its own."""
-    started = threading.Event()
-    loop = asyncio.new_event_loop()
-    task: asyncio.Task[None] | None = None
+    started, loop, stop = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
     async def project() -> None:
         async with jetstream.connect(settings, source="projector") as store:
+            projecting = asyncio.create_task(Projector(store, settings).run())
             started.set()
-            await Projector(store, settings).run()
+            await stop.wait()
+            await tasks.end(projecting)
 
     def run() -> None:
-        nonlocal task
-        task = loop.create_task(project())
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(task)
+        loop.run_until_complete(project())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
     thread = threading.Thread(target=run, name="projector")
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield
     finally:
-        assert task is not None
-        loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @contextmanager

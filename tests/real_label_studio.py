@@ -28,6 +28,8 @@ from vllm_batch.local.engine_env import cache_dir, run_installer, waiting_lock
 VERSION = "1.23.2"
 COLD_SECONDS = 120.0
 STOP_SECONDS = 10.0
+WEBHOOK_SECONDS = 30.0
+"""How long it waits for an answer to a webhook; 1 s unless it is told otherwise, as here."""
 USER = "annotator@example.com"
 CHOICES = (
     '<View><Text name="text" value="$text"/><Choices name="sentiment" toName="text" '
@@ -171,6 +173,7 @@ class LabelStudio:
             "SSRF_PROTECTION_ENABLED": "false",
             "ML_BLOCK_LOCAL_IP": "false",
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
+            "WEBHOOK_TIMEOUT": str(WEBHOOK_SECONDS),
             "LABEL_STUDIO_USERNAME": USER,
             "LABEL_STUDIO_PASSWORD": self.password,
             "LABEL_STUDIO_USER_TOKEN": self.token,

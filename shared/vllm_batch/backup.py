@@ -26,6 +26,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+import nats.errors
 from nats.js.errors import APIError
 
 from vllm_batch.blobs import BlobStore
@@ -38,6 +39,7 @@ from vllm_batch.messaging import subjects, topology
 FORMAT = 1
 PUBLISHED_AT_ONCE = 256
 READ_BYTES = 1024 * 1024
+PUBLISH_SECONDS = 60.0  # many are under way at a time, and each waits for the disk
 _MANIFEST, _EVENTS, _BLOBS = "manifest.json", "events.jsonl.gz", "blobs"
 
 Progress = Callable[[str], None]
@@ -269,7 +271,7 @@ async def _publish(store: JetStreamEventStore, lines: list[Line]) -> None:
     """Append lines at the very sequences they had.
 
     Raises:
-        BackupError: somebody else writes to the log.
+        BackupError: somebody else writes to the log, or the server does not keep up.
     """
     try:
         await asyncio.gather(*(_publish_one(store, line) for line in lines))
@@ -277,6 +279,10 @@ async def _publish(store: JetStreamEventStore, lines: list[Line]) -> None:
         raise BackupError(
             f"the log did not take the events at their places ({error.description}); stop "
             "everything but NATS while restoring, and try again"
+        ) from error
+    except (nats.errors.Error, TimeoutError) as error:
+        raise BackupError(
+            f"NATS does not answer ({error!r}); restore again, which goes on where this ended"
         ) from error
 
 
@@ -289,4 +295,5 @@ async def _publish_one(store: JetStreamEventStore, line: Line) -> None:
             "Nats-Msg-Id": envelope.id,
             "Nats-Expected-Last-Sequence": str(line.seq - 1),
         },
+        timeout=PUBLISH_SECONDS,
     )

@@ -195,3 +195,4 @@ async def test_orders_reach_the_worker_and_name_the_key(api: Gateway, admin: Adm
             worker = (await http.get(path)).json()
             if worker["worker_id"] != old and worker["state"] == "ready":
                 break
+            await asyncio.sleep(0.05)

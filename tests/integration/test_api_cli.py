@@ -114,7 +114,7 @@ def test_a_running_batch_is_followed_and_cancelled(stack: LocalStack, batch_file
     large = batch_file.with_name("large.jsonl")
     large.write_text("".join(
         line.replace('"r', f'"{copy}-r') + "\n"
-        for copy in range(20) for line in batch_file.read_text().splitlines()
+        for copy in range(100) for line in batch_file.read_text().splitlines()
     ))  # fmt: skip
     second = Answer(stack, "batch", "submit", large, "--priority", "-5").out.strip()
     cancelled = Answer(stack, "batch", "cancel", second, "--wait", "--json")
@@ -212,6 +212,10 @@ def test_the_streams_agree_with_the_files(stack: LocalStack, batch_file: Path) -
     client = openai.OpenAI(base_url=stack.api_url, api_key=stack.api_key, max_retries=0)
     headers = {"authorization": f"Bearer {stack.api_key}"}
     with client, httpx2.Client(base_url=stack.api_url, headers=headers, timeout=30) as http:
+        *lines, last = batch_file.read_text().splitlines()
+        slow = json.loads(last)
+        slow["body"]["prompt"] += " [[sim:sleep=5]]"  # the batch runs on while the stream is read
+        batch_file.write_text("\n".join([*lines, json.dumps(slow)]))
         file = client.files.create(file=batch_file, purpose="batch")
         batch = client.batches.create(
             input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"

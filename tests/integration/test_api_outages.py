@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,11 +27,12 @@ from vllm_batch.events import (
     WorkerStarted,
 )
 from vllm_batch.ids import JobId, WorkerId
+from vllm_batch.local import ports
 from vllm_batch.local.programs import environment_of
 
 
 async def test_postgres_away_stops_lists_only(tmp_path: Path) -> None:
-    with gateway(tmp_path / "home") as running:
+    with gateway(tmp_path / "home", read_your_writes_seconds=15) as running:
         key = await running.new_key()
         async with (
             running.async_client(key) as client,
@@ -65,7 +65,7 @@ async def test_postgres_away_stops_lists_only(tmp_path: Path) -> None:
             assert (await client.batches.cancel(during.id)).status == "cancelling"
             assert (await client.files.content(during.input_file_id)).content == b"{}\n"
             assert [model.id async for model in client.models.list()] == ["m"]
-            assert time.monotonic() - started < 5  # nobody waited for Postgres
+            assert time.monotonic() - started < 12  # nobody waited for Postgres
             for path in ("/batches", "/files"):
                 answer = await http.get(path)
                 assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -119,9 +119,7 @@ class Replica:
     """A second API process over the same servers."""
 
     def __init__(self, beside: Gateway, **settings: object) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = ports.pick(None)
         given = beside.settings
         values = {
             "home": given.home,
@@ -150,10 +148,10 @@ class Replica:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def wait_until_ready(self) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while True:
             try:
-                answer = httpx2.get(self.url.removesuffix("/v1") + "/readyz")
+                answer = httpx2.get(self.url.removesuffix("/v1") + "/readyz", timeout=20)
                 if answer.json()["status"] == "ready":
                     return
             except httpx2.TransportError:
@@ -161,11 +159,26 @@ class Replica:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
+    async def wait_until_known(self, secret: str) -> None:
+        """Wait until this replica has heard of a key, too."""
+        headers = {"authorization": f"Bearer {secret}"}
+        async with (
+            asyncio.timeout(60),
+            httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=20) as http,
+        ):
+            while (await http.get("/files/file-x")).status_code == 401:
+                await asyncio.sleep(0.01)
+
 
 async def test_what_one_replica_wrote_the_other_reads_at_once(tmp_path: Path) -> None:
-    with gateway(tmp_path / "home") as running, Replica(running) as replica:
+    patient = {"read_your_writes_seconds": 60}
+    with (
+        gateway(tmp_path / "home", **patient) as running,
+        Replica(running, **patient) as replica,
+    ):
         replica.wait_until_ready()
         key = await running.new_key()
+        await replica.wait_until_known(key)
         async with (
             running.async_client(key) as here,
             openai.AsyncOpenAI(base_url=replica.url, api_key=key, max_retries=0) as there,
@@ -192,24 +205,25 @@ async def test_sigterm_ends_it_cleanly_with_streams_open(tmp_path: Path) -> None
     with gateway(tmp_path / "home") as running, Replica(running) as replica:
         replica.wait_until_ready()
         key = await running.new_key()
+        await replica.wait_until_known(key)
         async with running.async_client(key) as client:
             batch = await create(client)
         headers = {"authorization": f"Bearer {key}"}
         async with (
-            httpx2.AsyncClient(base_url=replica.url, headers=headers) as http,
+            httpx2.AsyncClient(base_url=replica.url, headers=headers, timeout=60) as http,
             http.stream("GET", f"/batches/{batch.id}/events") as answer,
         ):
             pieces = answer.aiter_bytes()
             assert b"job.submitted" in await anext(pieces)
             replica.process.send_signal(signal.SIGTERM)
-            assert await asyncio.to_thread(replica.process.wait, 10) == 0
+            assert await asyncio.to_thread(replica.process.wait, 60) == 0
 
 
 async def test_a_port_that_is_taken_is_said_in_one_line(tmp_path: Path) -> None:
     with gateway(tmp_path / "home", with_postgres=False) as running:
         port = running.settings.api_port
         with Replica(running, api_port=port) as replica:
-            _, errors = await asyncio.to_thread(replica.process.communicate, timeout=20)
+            _, errors = await asyncio.to_thread(replica.process.communicate, timeout=60)
     assert replica.process.returncode == 1
     last = errors.decode().strip().splitlines()[-1]
     assert f"cannot listen on 127.0.0.1:{port}" in last

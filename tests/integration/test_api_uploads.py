@@ -147,6 +147,7 @@ async def test_an_upload_needs_constant_memory(tmp_path: Path) -> None:
     with gateway(tmp_path / "home", with_postgres=False) as running:
         process = psutil.Process(running.stack.service("api").pid)
         async with running.http(await running.new_key()) as http:
+            http.timeout = httpx2.Timeout(120)  # the answer comes when all of it is on the disk
             small = await http.post("/files", content=body(MIB), headers=HEADERS)
             assert small.status_code == 200
             before = process.memory_info().rss

@@ -37,7 +37,8 @@ def backup(tmp_path_factory: pytest.TempPathFactory) -> Backup:
     ):
         work = Round(stack, client)
         done = work.run([work.line(f"r{n}") for n in range(12)])
-        lines = [work.line(f"r{n}", "[[sim:sleep=0.2]]" if n < 12 else "Hi") for n in range(40)]
+        # The last two outlast the backup, however slow the machine is.
+        lines = [work.line(f"r{n}", "[[sim:sleep=20]]" if n > 37 else "Hi") for n in range(40)]
         running = work.submit(jsonl(lines))
         while not (running.request_counts and running.request_counts.completed):
             running = client.batches.retrieve(running.id)
@@ -46,6 +47,9 @@ def backup(tmp_path_factory: pytest.TempPathFactory) -> Backup:
         log = "\n".join(events(stack)[: int(str(made.data["events"]))])
         assert Answer(stack, "backup", "create", folder).code is ExitCode.FAILED  # not empty
         key = stack.api_key
+        stack.hurry()
+    ended = [json.loads(line) for line in log.splitlines() if '"job.completed"' in line]
+    assert [running.id in str(event) for event in ended] == [False]
     shutil.rmtree(root / "first")
     return folder, key, done.id, running.id, log
 

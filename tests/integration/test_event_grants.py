@@ -87,7 +87,7 @@ class Outside:
         """Tell whether the server refuses to publish."""
         await self.client.publish(subject, b"{}", reply=self.client.new_inbox())
         await self.client.publish("nobody.may.say.this")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not any("nobody.may.say.this" in one for one in self.refused):
                 await asyncio.sleep(0.005)
         said, self.refused = " ".join(self.refused), []
@@ -140,8 +140,9 @@ async def test_a_revoked_tool_is_cut_off_and_services_are_not(stack: LocalStack)
     said = grant(stack, "grafana", "--subjects", "job.>")
     other = grant(stack, "siem", "-s", "job.completed.*,job.failed.*", "--from", "beginning")
     async with Outside(said) as tool, Outside(other) as kept:
+        cut_off = stack.service("watchdog").log_text().count("nats disconnected")
         cli(stack, "revoke", "grafana")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not tool.client.is_closed:
                 await asyncio.sleep(0.02)
         assert kept.client.is_connected
@@ -152,7 +153,7 @@ async def test_a_revoked_tool_is_cut_off_and_services_are_not(stack: LocalStack)
             raise AssertionError("connected")
     assert [one["name"] for one in json.loads(cli(stack, "grants", "--json"))] == ["siem"]
     assert stack.service("watchdog").pid == watchdog
-    assert "nats disconnected" not in stack.service("watchdog").log_text()
+    assert stack.service("watchdog").log_text().count("nats disconnected") == cut_off
     assert "no grant" in cli(stack, "revoke", "grafana", ok=False)
 
 

@@ -137,7 +137,7 @@ async def test_accuracy_has_a_history_by_model(http: httpx2.AsyncClient, project
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 async def test_every_route_is_for_admins(api: Gateway, method: str, path: str):
     secret = await api.new_key()
-    async with httpx2.AsyncClient(base_url=api.url.removesuffix("/v1")) as client:
+    async with httpx2.AsyncClient(base_url=api.url.removesuffix("/v1"), timeout=40) as client:
         assert (await client.request(method, ROOT + path)).status_code == 401
         headers = {"authorization": f"Bearer {secret}"}
         answer = await client.request(method, ROOT + path, headers=headers)

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from vllm_batch.errors import StackError
-from vllm_batch.local import postgres
+from vllm_batch.local import leftovers, postgres
 from vllm_batch.local.stack import LocalStack
 
 SERVERS = frozenset({"nats", "postgres"})
@@ -84,7 +84,7 @@ def test_a_stop_leaves_no_process(tmp_path: Path) -> None:
         ours += [child for process in ours for child in process.children(recursive=True)]
         assert len(ours) > 4
     for process in ours:
-        assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+        assert leftovers.started_at(process.pid) is None
 
 
 def test_a_second_start_on_the_same_home_is_refused_and_harms_nothing(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_a_frozen_postgres_still_stops(tmp_path: Path) -> None:
     stack.service("postgres").kill(signal.SIGSTOP)
     stack.on_loop(lambda supervisor: supervisor.service("postgres").hurry())
     stack.stop()
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    assert leftovers.started_at(pid) is None
 
 
 def test_an_interrupted_initialisation_is_repaired(tmp_path: Path) -> None:

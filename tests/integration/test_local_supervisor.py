@@ -77,7 +77,7 @@ def test_what_is_killed_comes_back_soon_under_another_pid(tmp_path: Path) -> Non
         killed_at = time.monotonic()
         new = service.wait_restarted(old)
         assert new != old
-        assert time.monotonic() - killed_at < 2.0
+        assert time.monotonic() - killed_at < 15.0
         assert service.status.restarts == 1
         assert "was ended by SIGKILL" in service.log_text()
 

@@ -20,7 +20,7 @@ from vllm_batch.settings import Settings
 KEY = ids.model_key("a model / with $odd chars.*>")
 
 
-async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
@@ -40,14 +40,15 @@ async def test_each_hint_is_taken_once_by_one_of_many_workers(
 
     async def worker() -> None:
         mine = HintQueue(event_store.js, KEY)
-        while await mine.take(handler, wait_seconds=0.5):
-            pass
+        while len(taken) < 40:
+            await mine.take(handler, wait_seconds=0.5)
         await mine.close()
 
-    await asyncio.gather(*(worker() for _ in range(4)))
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(worker() for _ in range(4)))
+        while (await event_store.js.stream_info(topology.WORK)).state.messages:
+            await asyncio.sleep(0.01)
     assert sorted(taken) == list(range(40))
-    info = await event_store.js.stream_info(topology.WORK)
-    assert info.state.messages == 0
 
 
 async def test_a_hint_that_is_put_back_comes_again_and_a_rejected_one_does_not(
@@ -63,11 +64,12 @@ async def test_a_hint_that_is_put_back_comes_again_and_a_rejected_one_does_not(
         assert hint == Hint(JobId("j"), 1)
         return next(outcomes)
 
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while len(results) < 3:
             if (outcome := await queue.take(handler, wait_seconds=1)) is not None:
                 results.append(outcome)
-    assert results == [Outcome.RETRY_LATER, Outcome.REJECT, Outcome.DONE]
+    assert results[0] is Outcome.RETRY_LATER  # the other two in the order of the pause
+    assert set(results[1:]) == {Outcome.REJECT, Outcome.DONE}
     assert await queue.take(handler, wait_seconds=0.1) is None
 
 
@@ -141,9 +143,10 @@ async def test_who_is_told_twice_to_stop_resigns_all_the_same(
     event_store: JetStreamEventStore, settings: Settings
 ) -> None:
     patient = settings.model_copy(update={"leader_lease_seconds": 60.0})
-    ending, ended = asyncio.Event(), asyncio.Event()
+    began, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     async def duty() -> None:
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -152,10 +155,10 @@ async def test_who_is_told_twice_to_stop_resigns_all_the_same(
 
     leadership = Leadership(event_store.js, patient, role="slow", owner="me")
     leading = asyncio.create_task(leadership.run(duty))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         while await leader_of(event_store.js, "slow") != "me":
             await asyncio.sleep(0.005)
-        await asyncio.sleep(0)  # the duty begins
+        await began.wait()
         leading.cancel()
         await ending.wait()
         leading.cancel()  # as `tasks.end` does after a while

@@ -2,8 +2,8 @@
 
 The bridge that leads walks every project the log knows: at the start, every
 ``label_studio_reconcile_seconds``, and at once when NATS or Label Studio is back or a project was
-configured; that project's webhook does not wait for the walk. What is found is recorded like what
-webhooks say, so the two may meet anywhere.
+configured; that project's webhook, title and label config do not wait for the walk. What is found
+is recorded like what webhooks say, so the two may meet anywhere.
 
 Nothing is taken for deleted because a list lacks it: pages shift while they are read. Each missing
 thing is asked for by its id.
@@ -58,6 +58,16 @@ class Reconciler:
         if view is not None and view.project.configured and not view.project.deleted:
             async with self._connecting:
                 await ensure_connected(project, self._api, self._recorder, self._bridge.settings)
+
+    async def learn(self, project: str) -> None:
+        """Record what Label Studio says of a project itself: title and label config.
+
+        Raises:
+            LabelStudioError: it does not answer, or refuses.
+            EventStoreUnavailable: the log does not answer.
+        """
+        if (found := await self._api.project(project)) is not None:
+            await self._recorder.record(translation.project_state(found))
 
     async def reconcile_all(self) -> None:
         """Compare every project the log knows. One that cannot be compared holds up no other.
@@ -187,6 +197,7 @@ async def _connect(reconciler: Reconciler, new: asyncio.Queue[str]) -> None:
         project = await new.get()
         try:
             await reconciler.connect(project)
+            await reconciler.learn(project)
         except BatchError as error:
             log.warning("cannot connect now", project=project, error=str(error))
         except Exception:  # the outermost loop of this duty

@@ -156,15 +156,15 @@ async def ask_by_rule(bridge: Bridge) -> None:
 
 async def _push(bridge: Bridge, asked: LabelingPushRequested) -> PushEnd:
     """Raises LabelStudioUnavailable; every other reason ends the push."""
-    view = bridge.feed.projects.find(asked.project)
+    project = await _project(bridge, asked.project)
     try:
         if bridge.label_studio is None:
             raise NotFound("no Label Studio is set; set VLLM_BATCH_LABEL_STUDIO_URL")
-        if view is None or view.project.configured is None or view.project.deleted:
+        if project is None or project.configured is None or project.deleted:
             raise NotFound(
                 f"project {asked.project} is not configured; see `vllm-batch label configure`"
             )
-        xml = view.project.label_config
+        xml = project.label_config
         if not xml and (found := await bridge.label_studio.project(asked.project)):
             xml = found["label_config"]
         config = label_config.parse(xml)
@@ -177,17 +177,25 @@ async def _push(bridge: Bridge, asked: LabelingPushRequested) -> PushEnd:
         )
 
 
+async def _project(bridge: Bridge, name: str) -> labeling_rules.Project | None:
+    """Return a project as the log has it now; what the bridge has heard so far may be behind what
+    it is to act on."""
+    subject = subjects.aggregate("labeling", name)
+    project, _ = await fold(bridge.store, subject, labeling_rules.evolve)
+    return project
+
+
 async def _ask_by_rule(bridge: Bridge, ended: JobCompleted) -> None:
     job, _ = await fold(bridge.store, subjects.job(ended.job_id), job_rules.evolve)
-    project = ((job.submitted.metadata or {}) if job else {}).get(METADATA_KEY, "")
-    view = bridge.feed.projects.find(project)
-    if view is None or view.project.deleted or not view.project.configured:
+    name = ((job.submitted.metadata or {}) if job else {}).get(METADATA_KEY, "")
+    project = await _project(bridge, name) if name else None
+    if project is None or project.deleted or not project.configured:
         return
-    if not view.project.configured.push_automatically:
+    if not project.configured.push_automatically:
         return
     asked = LabelingPushRequested(
-        project=project,
-        push_id=ids.derived("push_", project, ended.job_id),
+        project=name,
+        push_id=ids.derived("push_", name, ended.job_id),
         source=ended.job_id,
         requested_by="rule",
     )
