@@ -76,7 +76,7 @@ class Bench:
     async def workers(
         self, count: int, **changes: Any
     ) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-        """So many workers, once each has said that it is ready."""
+        """So many workers, once each has said what it serves and every gateway has heard of it."""
         async with AsyncExitStack() as stack:
             started = [
                 await stack.enter_async_context(worker_process(self.settings(f"w{n}", **changes)))
@@ -85,11 +85,23 @@ class Bench:
             pids = {process.pid for process in started}
 
             async def all_ready() -> bool:
-                beats = await self.beats()
-                return {beat.pid for beat in beats if beat.state == "ready"} >= pids
+                beats = [beat for beat in await self.beats() if beat.pid in pids and beat.models]
+                ready = {beat.pid for beat in beats if beat.state == "ready"} == pids
+                return ready and await self._known({beat.models[0] for beat in beats})
 
             await until(all_ready)
             yield started
+
+    async def _known(self, models: set[str]) -> bool:
+        gateways = [s.port for s in self.stack.services() if s.name.startswith("api")]
+        for port in gateways:
+            async with self.client(port) as http:
+                for model in models:  # the engine refuses it at once
+                    request = body("[[sim:400]]", model=model)
+                    answer = await http.post("/chat/completions", json=request)
+                    if answer.status_code != 400:
+                        return False
+        return True
 
     async def beats(self) -> list[Any]:
         client = await nats.connect(self.stack.settings.nats_url)

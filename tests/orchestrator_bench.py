@@ -97,13 +97,13 @@ async def leading(settings: Settings) -> AsyncIterator[Lead]:
 
 @asynccontextmanager
 async def orchestrator_process(
-    settings: Settings,
+    settings: Settings, *, stderr: int | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run an orchestrator as a process; whatever is left of it at the end is killed."""
     values = settings.model_dump(exclude_defaults=True, exclude_none=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "batch_gateway", "orchestrator",
-        env={**os.environ, **environment_of(values)},
+        env={**os.environ, **environment_of(values)}, stderr=stderr,
     )  # fmt: skip
     try:
         yield process

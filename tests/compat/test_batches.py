@@ -96,6 +96,8 @@ async def test_a_batch_on_its_way_to_completed(api: Gateway, client: openai.Asyn
     job = JobId(created.id)
 
     async def now() -> Batch:
+        await client.batches.retrieve(created.id)
+        await client.batches.list()  # the read models have what was shown
         one = await client.batches.retrieve(created.id)
         assert await client.batches.retrieve(created.id) == one
         assert one in (await client.batches.list()).data
@@ -141,7 +143,7 @@ async def test_a_batch_on_its_way_to_completed(api: Gateway, client: openai.Asyn
 async def wait_until_projected(
     api: Gateway, client: openai.AsyncOpenAI, batch_id: str, results: int
 ) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             counts = (await client.batches.retrieve(batch_id)).request_counts
             assert counts is not None
@@ -360,8 +362,8 @@ async def test_a_batch_says_which_models_it_waits_for_and_why(
             await append(store, planned(batch.id, number, model=model))
         await append(store, JobStarted(job_id=JobId(batch.id), total=20, chunks=5, model=served))
     waiting: list[dict[str, Any]] = []
-    async with asyncio.timeout(5):
-        while not waiting:  # until the read models are there
+    async with asyncio.timeout(60):
+        while sum(one["requests"] for one in waiting) < 16:  # until the read models are there
             batch = await client.batches.retrieve(batch.id)
             waiting = batch.to_dict()["vllm_batch"]["waiting_for"]  # type: ignore[index]
     assert [(one["model"], one["requests"]) for one in waiting] == [

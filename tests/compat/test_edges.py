@@ -66,10 +66,10 @@ async def test_every_route_asks_for_the_key_first(api: Gateway, authorization: s
 async def test_a_key_counts_at_once_and_a_revoked_one_no_longer(api: Gateway) -> None:
     async with api.store() as store:
         event, secret = await api_keys.create(store, project="p")
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             await api.wait_until_known(secret)
         await api_keys.revoke(store, event.key_id)
-        async with asyncio.timeout(1), api.http(secret) as http:
+        async with asyncio.timeout(20), api.http(secret) as http:
             while (await http.get("/files/file-x")).status_code != 401:
                 await asyncio.sleep(0.005)
 
@@ -217,7 +217,7 @@ async def test_models_are_listed_and_found_by_names_with_slashes(
             ),
             WorkerReady(worker_id=WorkerId("w1"), models=[name, "plain"], in_flight_max=4),
         )
-    async with asyncio.timeout(5):  # other tests of this gateway may have made others known
+    async with asyncio.timeout(60):  # other tests of this gateway may have made others known
         while {name, "plain"} - {model.id async for model in client.models.list()}:
             await asyncio.sleep(0.01)
     found = await client.models.retrieve(name)

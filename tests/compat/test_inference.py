@@ -9,6 +9,7 @@ import asyncio
 import os
 import re
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,19 @@ async def register(settings: Settings) -> None:
             model_key=ids.model_key(name), name=name, source=name, aliases=aliases,
             requested_by="test",
         )
-        for name, aliases in ((MODEL, [ALIAS]), (ABSENT, []))
+        for name, aliases in ((ABSENT, []), (MODEL, [ALIAS]))  # the last one tells of both
     ]  # fmt: skip
     async with jetstream.connect(settings, source="test") as store:
         await append(store, *models)
+
+
+def _answers(client: openai.OpenAI) -> bool:
+    """Tell whether the gateway has heard of the alias."""
+    try:
+        client.with_options(max_retries=20).chat.completions.create(**chat(model=ALIAS))
+    except openai.NotFoundError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +63,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     with LocalStack(home, only=roles, engine="simulated", settings_overrides=overrides) as running:
         asyncio.run(register(running.settings))
         with openai.OpenAI(base_url=running.api_url, api_key=running.api_key) as client:
-            client.with_options(max_retries=20).chat.completions.create(**chat(model=ALIAS))
+            deadline = time.monotonic() + 60
+            while not _answers(client):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
         yield running
 
 
@@ -132,12 +145,12 @@ async def test_errors_are_of_the_classes_that_the_client_has_for_them(
 async def test_a_busy_worker_is_a_rate_limit_that_the_client_waits_out(
     client: openai.AsyncOpenAI,
 ) -> None:
-    held = await client.chat.completions.create(**chat("[[sim:sleep=2]]"), stream=True)
+    held = await client.chat.completions.create(**chat("[[sim:sleep=8]]"), stream=True)
     with pytest.raises(openai.RateLimitError) as caught:
         await client.chat.completions.create(**chat())
     assert caught.value.code == "overloaded"
     assert int(caught.value.response.headers["retry-after"]) >= 1
-    patient = client.with_options(max_retries=10)
+    patient = client.with_options(max_retries=40)
     answer, _ = await asyncio.gather(patient.chat.completions.create(**chat()), exhausted(held))
     assert answer.choices[0].message.content
 

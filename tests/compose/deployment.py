@@ -42,7 +42,7 @@ CLUSTER = "docker-compose.cluster.yml"
 CLUSTER_SERVICES = (*SERVICES, "orchestrator-2", "cpu-worker-2")
 LEFT_OUT = ("labelstudio-bridge", "admin-ui")  # a hundred more packages each
 COMMAND_SECONDS = 600.0
-CONDITION_SECONDS = 60.0
+CONDITION_SECONDS = 180.0
 
 
 class Container:

@@ -69,7 +69,7 @@ def build(engine: DockerEngine, folder: Path) -> None:
     try:
         _debian(engine, folder / "debian")
     finally:
-        downloaded = wheels.wait(5 * _MINUTES) == 0
+        downloaded = wheels.wait(20 * _MINUTES) == 0
     if not downloaded:
         pytest.skip("the services' packages cannot be downloaded here")
     _image(engine, folder / "python", _SLIM, "python:3.11.14-slim-bookworm")
@@ -104,7 +104,7 @@ def _debian(engine: DockerEngine, folder: Path) -> None:
     command = ("debootstrap", "--variant=minbase", f"--include={_PACKAGES}", "bookworm")
     with folder.with_suffix(".log").open("wb") as log:
         done = subprocess.run(
-            (*command, str(folder)), stdout=log, stderr=log, check=False, timeout=5 * _MINUTES
+            (*command, str(folder)), stdout=log, stderr=log, check=False, timeout=20 * _MINUTES
         )
     if done.returncode != 0:
         pytest.skip("Debian's packages cannot be had here")
@@ -137,5 +137,5 @@ def _image(engine: DockerEngine, folder: Path, dockerfile: str, *names: str) -> 
     (folder / "Dockerfile").write_text(dockerfile)
     tags = [part for name in names for part in ("--tag", name)]
     engine.docker(
-        "build", "--quiet", "--network", "none", *tags, str(folder), timeout_seconds=5 * _MINUTES
+        "build", "--quiet", "--network", "none", *tags, str(folder), timeout_seconds=20 * _MINUTES
     )

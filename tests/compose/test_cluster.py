@@ -11,7 +11,7 @@ from tests.faults.oracle import Oracle
 from tests.faults.workload import Client, make
 from vllm_batch.messaging import connection
 
-pytestmark = pytest.mark.timeout(900)  # may be the first and build everything
+pytestmark = pytest.mark.timeout(3600)  # may be the first and build everything
 
 
 @pytest.fixture

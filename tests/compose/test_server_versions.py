@@ -21,7 +21,7 @@ from vllm_batch.ids import KeyId, ProjectId
 from vllm_batch.projections import rebuild
 from vllm_batch.settings import Settings
 
-pytestmark = pytest.mark.timeout(900)  # may be the first and build the images
+pytestmark = pytest.mark.timeout(3600)  # may be the first and build the images
 
 CONFIGURATION = "jetstream { store_dir: /tmp/store, sync_interval: always }\n"
 

@@ -47,7 +47,7 @@ class Round:
             input_file_id=file.id, endpoint=endpoint, completion_window=window
         )
 
-    def wait(self, batch: Batch, *, seconds: float = 60) -> Batch:
+    def wait(self, batch: Batch, *, seconds: float = 300) -> Batch:
         deadline = time.monotonic() + seconds
         while batch.status not in ENDED:
             assert time.monotonic() < deadline, f"{batch.status}: {batch.request_counts}"

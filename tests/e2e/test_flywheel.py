@@ -98,7 +98,7 @@ class Story:
         home = ("--home", str(self.stack.home.root), "--json")
         done = subprocess.run(
             [sys.executable, "-m", "vllm_batch.cli", *arguments, *home],
-            capture_output=True, text=True, check=False, timeout=120,
+            capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -170,7 +170,7 @@ async def meaning(store: JetStreamEventStore) -> str | None:
     return (await model_registry.load(store)).resolve(ALIAS)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 async def test_corrections_become_a_better_model(
     stack: LocalStack, label_studio: LabelStudio, store: JetStreamEventStore
 ) -> None:

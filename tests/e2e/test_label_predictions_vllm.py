@@ -14,7 +14,7 @@ from vllm_batch.labeling.answers import check, to_result
 from vllm_batch.labeling.label_config import parse
 from vllm_batch.settings import Settings
 
-SECONDS = 120.0
+SECONDS = 400.0
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ async def test_a_frozen_core_is_replaced_and_its_requests_are_answered(
 ) -> None:
     settings = Settings(
         home=tmp_path / "home", nats_url=nats_server.url, worker_name="frozen",
-        engine_max_num_seqs=8, engine_frozen_seconds=5.0, engine_canary_seconds=4.0,
+        engine_max_num_seqs=8, engine_frozen_seconds=15.0, engine_canary_seconds=10.0,
         **real_engine_settings(tmp_path),
     )  # fmt: skip
     model = settings.model_name
@@ -64,7 +64,7 @@ async def test_a_frozen_core_is_replaced_and_its_requests_are_answered(
         async def has_begun() -> bool:
             return sum(chunk.completed for chunk in (await bench.chunks(job)).values()) > 0
 
-        await until(has_begun, 120)
+        await until(has_begun, 300)
         assert await restarts() == []  # slow is not frozen
         core = engine_core(record)
         os.kill(core, signal.SIGSTOP)
@@ -75,7 +75,7 @@ async def test_a_frozen_core_is_replaced_and_its_requests_are_answered(
         async def is_replaced() -> bool:
             return await restarts() == ["frozen"]
 
-        await until(is_replaced, 60)
+        await until(is_replaced, 180)
         assert guardian.process_fields(core) is None or guardian.process_fields(core)[0] == "Z"  # type: ignore[index]
         await bench.completed(job, READY_SECONDS)
         results = await bench.results(job)

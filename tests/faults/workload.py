@@ -95,11 +95,11 @@ class Client:
         """Return the batch as it is now."""
         return self.openai.batches.retrieve(work.batch_id)
 
-    def wait_progress(self, work: Workload, results: int, timeout_seconds: float = 60) -> Batch:
+    def wait_progress(self, work: Workload, results: int, timeout_seconds: float = 180) -> Batch:
         """Wait until that many requests have a result."""
         return self._wait(work, timeout_seconds, lambda batch: results_of(batch) >= results)
 
-    def wait_ended(self, work: Workload, timeout_seconds: float = 120) -> Batch:
+    def wait_ended(self, work: Workload, timeout_seconds: float = 300) -> Batch:
         """Wait until the batch has ended, whichever way."""
         return self._wait(work, timeout_seconds, lambda batch: batch.status in ENDED)
 

@@ -119,9 +119,11 @@ async def test_a_leader_that_is_asked_to_stop_makes_way_at_once(
 
 async def test_it_waits_for_a_log_that_is_not_there_yet(tmp_path: Path) -> None:
     nowhere = Settings(nats_url="nats://127.0.0.1:1", home=tmp_path, postgres_dsn=NO_POSTGRES)
-    async with orchestrator_process(nowhere) as process:
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(process.wait(), 3)
+    async with orchestrator_process(nowhere, stderr=asyncio.subprocess.PIPE) as process:
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            for _ in range(10):
+                assert b"Connection refused" in await process.stderr.readline()
         process.send_signal(signal.SIGTERM)
         async with asyncio.timeout(EXIT_SECONDS):
             assert await process.wait() == 0

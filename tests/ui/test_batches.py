@@ -74,7 +74,8 @@ def test_failed_requests_are_grouped_with_examples(ui: Ui, operator: Page) -> No
 
 
 def test_a_running_batch_is_cancelled(ui: Ui, operator: Page) -> None:
-    _upload(operator, ui.lines(3000))
+    slow = [{"role": "user", "content": "[[sim:sleep=5]]"}]
+    _upload(operator, ui.lines(3000, messages=slow))
     operator.get_by_role("button", name="Cancel").click()
     operator.get_by_role("dialog").get_by_role("button", name="Cancel the batch").click()
     expect(operator.locator(".state")).to_have_text("cancelled", timeout=WAIT_MS)

@@ -22,6 +22,7 @@ FAVICON = (
 THEME_COOKIE = "vllm_batch_theme"
 _THEMES = {"dark": True, "light": False}
 _THEME_SECONDS = 365 * 86_400
+_BROWSER_SECONDS = 10.0  # for an answer of the browser
 _CSS = Path(__file__).with_name("shell.css")
 
 
@@ -52,6 +53,7 @@ def register(page: Page, pages: Sequence[Page], services: Services) -> None:
             if not view.may(page.role):
                 notice("lock", "Not for you", f"This page takes the role {page.role}.")
                 return
+            await view.open()
             try:
                 await page.build(view)
             except BatchError as error:
@@ -114,7 +116,9 @@ def _link(page: Page, *, current: bool) -> None:
 
 async def _toggle(dark: ui.dark_mode) -> None:
     """Turn dark to light or back, and keep it for the other pages of this browser."""
-    is_dark = await ui.run_javascript("document.body.classList.contains('body--dark')")
+    is_dark = await ui.run_javascript(
+        "document.body.classList.contains('body--dark')", timeout=_BROWSER_SECONDS
+    )
     dark.value = not is_dark
     theme = "light" if is_dark else "dark"
     cookie = f"{THEME_COOKIE}={theme}; path=/; max-age={_THEME_SECONDS}; samesite=lax"

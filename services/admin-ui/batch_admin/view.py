@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 REFRESH_SECONDS = 1.0
 _CATCH_UP_SECONDS = 2.0
+_OPEN_SECONDS_MAX = 0.5  # a page that opens waits no longer for the read models
 _ATTEMPTS_MAX = 20
 
 
@@ -51,6 +52,7 @@ class View:
         self.theme = theme
         self._client = ui.context.client
         self._since = services.live.position
+        self._behind = False
 
     @property
     def live(self) -> Live:
@@ -117,7 +119,7 @@ class View:
         """
 
         async def watching() -> None:
-            behind = False
+            behind = reads and self._behind
             with self.live.watch(nouns, after=self._since) as watch:
                 while True:
                     events = await watch.wait(_CATCH_UP_SECONDS if behind else idle_seconds)
@@ -143,6 +145,11 @@ class View:
                 await asyncio.sleep(REFRESH_SECONDS)
         _tell("There is no answer. Try again later.", type="negative")
         return None
+
+    async def open(self) -> None:
+        """Give the read models a moment before the page is built; where it is not enough, what
+        reads them is refreshed soon."""
+        self._behind = not await self.services.reads.wait_for(self._since, _OPEN_SECONDS_MAX)
 
     async def catch_up(self) -> bool:
         """Give the read models a moment to take in what has happened so far; True if they have."""

@@ -53,7 +53,7 @@ class ServiceHandle:
         """Start a held service again."""
         self._stack.on_loop(lambda supervisor: supervisor.service(self.name).release())
 
-    def wait_ready(self, timeout_seconds: float = 30.0, *, other_than: int | None = None) -> int:
+    def wait_ready(self, timeout_seconds: float = 120.0, *, other_than: int | None = None) -> int:
         """Wait until it is ready, with a pid ``other_than`` the given one; returns the pid."""
 
         def ready() -> int | None:
@@ -62,11 +62,11 @@ class ServiceHandle:
 
         return self._stack.wait_for(ready, timeout_seconds, f"{self.name} to be ready")
 
-    def wait_restarted(self, old_pid: int, timeout_seconds: float = 30.0) -> int:
+    def wait_restarted(self, old_pid: int, timeout_seconds: float = 120.0) -> int:
         """Wait until it is ready again under another pid than ``old_pid``; returns the new pid."""
         return self.wait_ready(timeout_seconds, other_than=old_pid)
 
-    def wait_state(self, state: ServiceState, timeout_seconds: float = 30.0) -> ServiceStatus:
+    def wait_state(self, state: ServiceState, timeout_seconds: float = 120.0) -> ServiceStatus:
         """Wait until it is in ``state``; returns its status then."""
         return self._stack.wait_for(
             lambda: self.status if self.status.state is state else None,

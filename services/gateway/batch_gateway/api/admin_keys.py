@@ -96,6 +96,7 @@ def _scopes(body: Body) -> list[str]:
 @router.get("", responses=documented(Keys))
 async def list_keys(api: Api, _: CalledBy) -> Response:
     """List the keys."""
+    await api.reads.catch_up(await api.store.last_sequence())  # those of the call before are there
     lists = await api.reads.fresh_lists()
     return answer(Keys(data=[_key(row) for row in await lists.api_keys()]))
 
