@@ -2,6 +2,10 @@
 
 Writes with ``Nats-Expected-Last-Subject-Sequence`` over the aggregate's wildcard (nats-server >=
 2.12), reads by direct get in batches, follows with an ordered push consumer of its own.
+
+In a cluster any replica answers a direct get, one that lags behind its leader too. A read asks the
+leader first how far the subject is, and goes on until it is there: what was acknowledged before a
+read is in it, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -9,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from datetime import datetime
 from enum import Enum
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 import nats.errors
@@ -38,6 +44,8 @@ from vllm_batch.messaging import connection, subjects, topology
 from vllm_batch.messaging.connection import Connection
 from vllm_batch.metrics.event_log import EventLogMetrics
 from vllm_batch.settings import Settings
+
+T = TypeVar("T")
 
 ATTEMPT_SECONDS = 3.0
 READ_TIMEOUT_SECONDS = 5.0
@@ -94,10 +102,20 @@ class JetStreamEventStore:
         self._settings = settings
         self._source = source
         self._access = access
+        self._replicated = False
         self._clock = clock or SystemClock()
         self._new_event_id = new_event_id
         self.metrics = metrics or EventLogMetrics(CollectorRegistry())
         self._in_flight = asyncio.Semaphore(settings.append_in_flight_max)
+
+    async def learn_replicas(self) -> None:
+        """Find out whether the log has replicas, which may lag behind one another.
+
+        Raises:
+            EventStoreUnavailable: the stream does not answer.
+        """
+        info = await self._patiently("the stream", lambda: self.js.stream_info(topology.EVENTS))
+        self._replicated = (info.config.num_replicas or 1) > 1
 
     def measure_connection(self) -> None:
         """Bring the gauge of the connection up to date."""
@@ -213,14 +231,35 @@ class JetStreamEventStore:
                 async for batch in batches:
                     yield batch
             return
-        position = after
+        position, lagging_until = after, 0.0
+        newest = await self._newest(subject)
         while True:
-            batch, pending = await self._direct_get(subject, position + 1)
+            ask = partial(self._direct_get_once, subject, position + 1)
+            batch, pending = await self._patiently(subject, ask)
             if batch:
                 yield batch
-                position = batch[-1].seq
-            if not batch or pending == 0:
+                position, lagging_until = batch[-1].seq, 0.0
+                if pending:
+                    continue
+            if position >= newest:
                 return
+            now = asyncio.get_running_loop().time()
+            lagging_until = lagging_until or now + LAGGING_SECONDS
+            if now > lagging_until:
+                raise EventStoreUnavailable(f"reading {subject}: the replicas lag behind")
+            await asyncio.sleep(_BACKOFF_SECONDS[0])
+            newest = await self._newest(subject)  # it may have been deleted
+
+    async def _newest(self, subject: str) -> int:
+        """Return the sequence of the last event of ``subject`` as the leader has it, 0 where one
+        server has the log alone."""
+        if not self._replicated:
+            return 0
+        ask = partial(self.js.get_last_msg, topology.EVENTS, subject)
+        try:
+            return (await self._patiently(subject, ask)).seq or 0
+        except NotFoundError:
+            return 0
 
     async def _read_filtered(
         self, subject: str, after: int
@@ -237,11 +276,11 @@ class JetStreamEventStore:
                     raise EventStoreUnavailable(f"reading {subject} got no answer") from error
                 yield [decode(payload, seq) for seq, payload in batch]
 
-    async def _direct_get(self, subject: str, seq: int) -> tuple[list[Recorded], int]:
+    async def _patiently(self, subject: str, ask: Callable[[], Awaitable[T]]) -> T:
         for attempt in range(READ_ATTEMPTS):
             try:
                 async with asyncio.timeout(READ_TIMEOUT_SECONDS):
-                    return await self._direct_get_once(subject, seq)
+                    return await ask()
             except (*_TRANSIENT, TimeoutError) as error:
                 if attempt == READ_ATTEMPTS - 1:
                     raise EventStoreUnavailable(
@@ -335,6 +374,7 @@ async def connect(
                 await topology.ensure_streams(store.js, settings)
             else:
                 await _streams_exist(store.js)
+            await store.learn_replicas()
             yield store
     except nats.errors.NoServersError as error:
         where = connection.without_passwords(settings.nats_url)
