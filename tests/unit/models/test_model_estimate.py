@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_batch.errors import InvalidInput
-from vllm_batch.local import model as small_model
 from vllm_batch.model_estimate import Estimate, estimate, stored_bytes
 
 GIB = 1024**3
@@ -65,17 +63,6 @@ def test_parameters_by_the_shape(config: dict[str, Any], parameters: int) -> Non
     stated = found.weight_bytes / 2
     assert parameters <= stated * 1.0001
     assert stated == pytest.approx(parameters, rel=0.2 if config is GPT2 else 0.0001)
-
-
-def test_the_small_model_is_estimated_as_large_as_it_is() -> None:
-    folder = small_model.model_dir()
-    if not folder.is_dir():
-        pytest.skip("the small model is not on this machine yet")
-    config = json.loads((folder / "config.json").read_bytes())
-    stored = stored_bytes(folder)
-    assert stored == 269_030_016
-    assert needs(config).weight_bytes == stored
-    assert needs(config, weights=stored).weights_from == "files"
 
 
 def test_the_cache_of_keys_and_values() -> None:
