@@ -103,6 +103,15 @@ class NatsServer:
     def signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+        while number == signal.SIGSTOP and not self._stands_still():
+            time.sleep(0.001)
+
+    def _stands_still(self) -> bool:
+        """Tell whether each of its threads is stopped: until then it may still answer."""
+        assert self._process is not None
+        threads = Path(f"/proc/{self._process.pid}/task").iterdir()
+        fields = [(thread / "stat").read_text().rpartition(")")[2].split() for thread in threads]
+        return all(one[0] == "T" for one in fields)
 
     def kill(self) -> None:
         assert self._process is not None

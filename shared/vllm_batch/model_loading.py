@@ -39,8 +39,8 @@ async def load(
         model = await model_orders.load(store, name, worker=worker, requested_by=requested_by)
         on_progress(f"{model.name}: asked for")
     except AlreadyDone as error:
+        model = await model_orders.find(store, name)  # what comes after this is watched for
         on_progress(str(error))
-        model = await model_orders.find(store, name)
     on = await _name_of(store, worker) if worker is not None else None
     status = await model_listing.model(store, model.name)
     if _is_ready(status, on):
