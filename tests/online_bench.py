@@ -22,6 +22,7 @@ from vllm_batch.local.programs import api_spec, environment_of
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.messaging import telemetry
 from vllm_batch.settings import Settings
+from vllm_batch.tasks import end
 
 MODEL = "simulated-model"
 SECOND_HOLDS = 12
@@ -31,10 +32,10 @@ def gateway_alone(home: Path) -> LocalStack:
     """Return a stack of NATS and a gateway that soon notices who is gone; not started yet."""
     overrides = {
         "inference_check_seconds": 0.2,
-        "inference_silence_seconds": 1.5,
-        "inference_accept_seconds": 1.0,
+        "inference_silence_seconds": 4.0,
+        "inference_accept_seconds": 3.0,
         "inference_window_bytes": 16 * 1024,
-        "lease_seconds": 2,
+        "lease_seconds": 5,
     }
     return LocalStack(home, only={"nats", "api"}, settings_overrides=overrides)
 
@@ -42,7 +43,7 @@ def gateway_alone(home: Path) -> LocalStack:
 def second_gateway(stack: LocalStack) -> ServiceHandle:
     """Start another gateway of the same stack, which has room for SECOND_HOLDS requests."""
     own = {
-        "api_port": ports.pick(None), "api_shutdown_seconds": 2,
+        "api_port": ports.pick(None),
         "inference_in_flight_max": SECOND_HOLDS,
     }  # fmt: skip
     settings = Settings(**stack.settings.model_dump(exclude_defaults=True) | own)
@@ -65,7 +66,7 @@ class Bench:
     def client(self, port: int | None) -> httpx2.AsyncClient:
         headers = {"authorization": f"Bearer {self.stack.api_key}"}
         url = f"http://127.0.0.1:{port}/v1"
-        return httpx2.AsyncClient(base_url=url, headers=headers, timeout=30)
+        return httpx2.AsyncClient(base_url=url, headers=headers, timeout=60)
 
     def settings(self, name: str, **changes: Any) -> Settings:
         base = self.stack.settings.model_dump(exclude_defaults=True)
@@ -114,7 +115,7 @@ class Bench:
         return sum(beat.online_in_flight for beat in await self.beats() if beat.pid in pids)
 
     async def wait_held(
-        self, workers: list[asyncio.subprocess.Process], count: int, seconds: float = 20
+        self, workers: list[asyncio.subprocess.Process], count: int, seconds: float = 120
     ) -> None:
         """Wait until these workers have so many online requests, together."""
         pids = [worker.pid for worker in workers]
@@ -139,3 +140,29 @@ class Bench:
 
     async def chat(self, prompt: str, **fields: Any) -> httpx2.Response:
         return await self.http.post("/chat/completions", json=body(prompt, **fields))
+
+
+class Reading:
+    """A streamed answer that is being read; ``content`` is what has come of it."""
+
+    def __init__(self, http: httpx2.AsyncClient, request: dict[str, Any], **headers: str) -> None:
+        self.content = bytearray()
+        self._headers = headers
+        self.task = asyncio.create_task(self._read(http, request))
+
+    async def _read(self, http: httpx2.AsyncClient, request: dict[str, Any]) -> bytes:
+        async with http.stream(
+            "POST", "/chat/completions", json=request, headers=self._headers
+        ) as answer:
+            async for piece in answer.aiter_raw():
+                self.content.extend(piece)
+        return bytes(self.content)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything came yet."""
+        return bool(self.content)
+
+    async def leave(self) -> None:
+        """Hang up."""
+        await end(self.task)

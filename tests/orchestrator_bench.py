@@ -61,7 +61,7 @@ class LogBench(OrchestratorBench):
         tomorrow = int(SystemClock().now().timestamp()) + 86_400
         return await super().submit(name, content, **{"expires_at": tomorrow, **changes})
 
-    async def reach(self, job_id: JobId, *statuses: JobStatus, seconds: float = 30) -> Job:
+    async def reach(self, job_id: JobId, *statuses: JobStatus, seconds: float = 120) -> Job:
         """Wait until the job is in one of ``statuses``; default: until it has ended."""
         async with asyncio.timeout(seconds):
             while True:
@@ -76,7 +76,7 @@ class LogBench(OrchestratorBench):
         return [one.event async for batch in self.store.read(subject) for one in batch]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 120) -> None:
     """Wait for a condition."""
     async with asyncio.timeout(seconds):
         while not condition():

@@ -53,7 +53,7 @@ def line_of(custom_id: str, body: dict[str, Any] | bytes, url: str = CHAT) -> by
 
 
 async def until(
-    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 20.0
+    condition: Callable[[], bool] | Callable[[], Awaitable[bool]], seconds: float = 120
 ) -> None:
     """Wait for a condition, at most so long."""
     async with asyncio.timeout(seconds):

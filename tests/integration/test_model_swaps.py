@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from tests.facts import append
 from tests.orchestrator_bench import NO_POSTGRES, LogBench, leading
-from tests.unit.orchestrator.bench import request
+from tests.unit.orchestrator.bench import job_submitted, request
 from tests.worker_bench import running_agent, until, worker_process
 
 from vllm_batch import ids, model_orders
@@ -115,12 +116,12 @@ async def test_two_models_whose_batches_alternate_take_one_swap(
     slow = settings.model_copy(
         update={"simulated_latency_seconds": 0.2, "engine_max_num_seqs": 4, "in_flight_factor": 1.0}
     )
+    jobs = []
+    for number in range(6):
+        model = ("other", HOME)[number % 2]
+        lines = [request(f"{number}-{n}", model=model) for n in range(12)]
+        jobs.append((model, (await bench.submit(f"{number}", b"".join(lines))).job_id))
     async with leading(slow), running_agent(slow):
-        jobs = []
-        for number in range(6):
-            model = ("other", HOME)[number % 2]
-            lines = [request(f"{number}-{n}", model=model) for n in range(12)]
-            jobs.append((model, (await bench.submit(f"{number}", b"".join(lines))).job_id))
         for model, job_id in reversed(jobs):
             assert (await answered_by(bench, job_id))[1] == {model}
         bases = [event.models[0] for event in await bench.events(subjects.every(WorkerReady))
@@ -158,7 +159,7 @@ async def test_a_batch_of_a_model_that_nobody_can_serve_waits_until_its_window_c
 ) -> None:
     await append(bench.store, registered("broken", source="[[sim:broken]]"))
     async with leading(settings), running_agent(settings):
-        waiting = await submit(bench, "broken", expires_at=int(time.time()) + 4)
+        waiting = await submit(bench, "broken", expires_at=int(time.time()) + 20)
         await until(has_failed(bench))
         assert (await bench.job(waiting)).status is JobStatus.RUNNING
         job = await bench.reach(waiting)
@@ -186,14 +187,17 @@ async def test_what_does_not_finish_in_time_is_given_back_and_done_later(
     """A batch of whose window half is over takes the engine from one with slow requests."""
     await append(bench.store, registered("other"))
     slow = [request(f"slow-{n}", model=HOME) for n in range(3)]
-    slow[1] = slow[1].replace(b'"x": ""', b'"x": "[[sim:sleep=5]]"')
+    slow[1] = slow[1].replace(b'"x": ""', b'"x": "[[sim:sleep=20]]"')
     async with leading(settings), running_agent(settings) as worker:
         first = (await bench.submit("first", b"".join(slow))).job_id
         await until(lambda: worker.agent.admission.in_engine == 1)
-        soon = int(time.time()) + 5
-        assert (await answered_by(bench, await submit(bench, "other", expires_at=soon)))[1] == {
-            "other"
-        }
+        now = datetime.now(UTC)
+        lines = [request(f"other-{n}", model="other") for n in range(20)]
+        await bench.upload("other", b"".join(lines))
+        # Two minutes old, one to go: of its window more than half is over.
+        event = job_submitted("other", expires_at=int(now.timestamp()) + 60)
+        await bench.store.append(event, expected=0, at=now - timedelta(seconds=120))
+        assert (await answered_by(bench, event.job_id))[1] == {"other"}
         assert (await bench.job(first)).status is JobStatus.RUNNING
         assert await answered_by(bench, first) == ([f"slow-{n}" for n in range(3)], {HOME})
     assert await names(bench, ModelUnloaded) == ["other"]

@@ -8,12 +8,11 @@ import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import httpx2
 import openai
 import psutil
 import pytest
 from tests.facts import append
-from tests.online_bench import MODEL, Bench, body, gateway_alone, second_gateway
+from tests.online_bench import MODEL, Bench, Reading, body, gateway_alone, second_gateway
 from tests.orchestrator_bench import NO_POSTGRES, leading
 from tests.worker_bench import until, worker_process
 
@@ -21,7 +20,6 @@ from vllm_batch import ids, model_orders
 from vllm_batch.events.model import ModelLoadRequested, ModelRegistered
 from vllm_batch.local.handle import ServiceHandle
 from vllm_batch.local.stack import LocalStack
-from vllm_batch.tasks import end
 
 MIB = 1024 * 1024
 DONE = b"data: [DONE]\n\n"
@@ -47,32 +45,6 @@ async def bench(stack: LocalStack) -> AsyncIterator[Bench]:
         yield made
 
 
-class Reading:
-    """A streamed answer that is being read; ``content`` is what has come of it."""
-
-    def __init__(self, http: httpx2.AsyncClient, request: dict[str, Any], **headers: str) -> None:
-        self.content = bytearray()
-        self._headers = headers
-        self.task = asyncio.create_task(self._read(http, request))
-
-    async def _read(self, http: httpx2.AsyncClient, request: dict[str, Any]) -> bytes:
-        async with http.stream(
-            "POST", "/chat/completions", json=request, headers=self._headers
-        ) as answer:
-            async for piece in answer.aiter_raw():
-                self.content.extend(piece)
-        return bytes(self.content)
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything came yet."""
-        return bool(self.content)
-
-    async def leave(self) -> None:
-        """Hang up."""
-        await end(self.task)
-
-
 def error_at_the_end(content: bytes) -> str:
     """Return the code of the error that a broken answer ends with."""
     assert content.endswith(b"\n\n")
@@ -91,7 +63,7 @@ async def test_of_many_clients_at_two_gateways_only_those_that_leave_are_aborted
     bench: Bench, second: ServiceHandle
 ) -> None:
     async with (
-        bench.workers(2, simulated_latency_seconds=5) as workers,
+        bench.workers(2, simulated_latency_seconds=15) as workers,
         bench.client(second.status.port) as other,
     ):
         streams = [
@@ -103,11 +75,11 @@ async def test_of_many_clients_at_two_gateways_only_those_that_leave_are_aborted
         assert all([await bench.online_in_flight(worker.pid) for worker in workers])
         await asyncio.gather(*(stream.leave() for stream in streams[::3]))
         staying = [stream for n, stream in enumerate(streams) if n % 3]
-        await bench.wait_held(workers, len(staying), 3)
+        await bench.wait_held(workers, len(staying))
         for content in await asyncio.gather(*(stream.task for stream in staying)):
             assert content.endswith(DONE)
             assert text_of(content).startswith("simulated answer")
-        await bench.wait_held(workers, 0, 3)
+        await bench.wait_held(workers, 0)
 
 
 async def test_slow_clients_cost_the_gateway_a_window_each(bench: Bench) -> None:
@@ -136,18 +108,18 @@ async def test_slow_clients_cost_the_gateway_a_window_each(bench: Bench) -> None
         finally:
             for one in slow:
                 await one.__aexit__(None, None, None)
-        await bench.wait_held(workers, 0, 5)
+        await bench.wait_held(workers, 0)
 
 
 async def test_a_deadline_in_mid_stream_ends_it_with_an_error(bench: Bench) -> None:
-    slow = {"simulated_latency_seconds": 30, "simulated_output_tokens": 300}
+    slow = {"simulated_latency_seconds": 60, "simulated_output_tokens": 600}
     async with bench.workers(1, **slow) as workers:
-        timed = {"x-request-timeout-seconds": "1"}
+        timed = {"x-request-timeout-seconds": "5"}
         stream = Reading(bench.http, body("Hello", stream=True), **timed)
-        content = await asyncio.wait_for(stream.task, 10)
+        content = await asyncio.wait_for(stream.task, 60)
         assert content.startswith(b'data: {"id"')
         assert error_at_the_end(content) == "timeout"
-        await bench.wait_held(workers, 0, 3)
+        await bench.wait_held(workers, 0, 30)
 
 
 async def test_a_deadline_or_a_client_may_end_while_the_request_waits_in_the_engine(
@@ -157,9 +129,9 @@ async def test_a_deadline_or_a_client_may_end_while_the_request_waits_in_the_eng
         "engine_max_num_seqs": 1, "inference_in_flight_factor": 3, "simulated_latency_seconds": 0.1,
     }  # fmt: skip
     async with bench.workers(1, **one) as workers:
-        running = asyncio.create_task(bench.chat("[[sim:sleep=6]]"))
+        running = asyncio.create_task(bench.chat("[[sim:sleep=20]]"))
         await bench.wait_held(workers, 1)
-        timed = {"x-request-timeout-seconds": "0.5"}
+        timed = {"x-request-timeout-seconds": "2"}
         late = await bench.http.post("/chat/completions", json=body("late"), headers=timed)
         assert late.status_code == 504
         assert late.json()["error"]["code"] == "timeout"
@@ -168,7 +140,7 @@ async def test_a_deadline_or_a_client_may_end_while_the_request_waits_in_the_eng
             leaving = Reading(bench.http, body("leaving", stream=stream))
             await bench.wait_held(workers, 2)
             await leaving.leave()
-            await bench.wait_held(workers, 1, 3)
+            await bench.wait_held(workers, 1, 10)
         waiting = asyncio.create_task(bench.chat("patient"))
         assert {answer.status_code for answer in await asyncio.gather(running, waiting)} == {200}
 
@@ -189,14 +161,14 @@ async def test_a_short_absence_of_nats_leaves_no_gap_and_no_hang(
         await until(lambda: all(stream.begun for stream in streams))
         nats = bench.stack.service("nats")
         killed = nats.kill()
-        contents = await asyncio.wait_for(asyncio.gather(*(s.task for s in streams)), 20)
+        contents = await asyncio.wait_for(asyncio.gather(*(s.task for s in streams)), 60)
         for content in contents:
             if content.endswith(DONE):
                 assert content.count(b"\n\n") == 102
             else:
                 assert error_at_the_end(content) in {"worker_lost", "answer_broken"}
         await asyncio.to_thread(nats.wait_ready, other_than=killed)
-        await bench.wait_held(workers, 0, 10)
+        await bench.wait_held(workers, 0)
 
         async def answered() -> bool:
             requests = (http.post("/embeddings", json={"model": MODEL, "input": "a"})
@@ -284,7 +256,7 @@ async def test_a_swap_lets_streams_finish_for_a_while(
         await until(lambda: stream.begun)
         order = ModelLoadRequested(model_key=ids.model_key(wanted), requested_by="test")
         await append(store, registered(wanted), order)
-        content = await asyncio.wait_for(stream.task, 15)
+        content = await asyncio.wait_for(stream.task, 60)
         if whole:
             assert content.endswith(DONE)
         else:

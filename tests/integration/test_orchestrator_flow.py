@@ -94,7 +94,7 @@ async def test_a_batch_of_several_models_runs_on_the_workers_of_each(
     async with leading(settings), early.working(models=["m"]):
         content = mixed(60, "m", "best", "late")
         job_id = (await bench.submit("j", content, metadata={"allow_mixed_models": "true"})).job_id
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             while sum(c.completed for c in await bench.chunks(job_id)) < 20:
                 await asyncio.sleep(0.01)
         assert (await bench.job(job_id)).status is JobStatus.RUNNING
@@ -160,7 +160,7 @@ async def test_offers_keep_to_the_window_and_a_newcomer_is_in_it(
     async with leading(settings.model_copy(update={"lease_seconds": 60})):
         await until_messages(event_store, window)
         small = (await bench.submit("c", content("c", 10))).job_id
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while small.encode() not in b"".join(await hints(event_store)):
                 await asyncio.sleep(0.01)
         await until_messages(event_store, window)  # what made way is offered again
@@ -185,7 +185,7 @@ async def messages(store: JetStreamEventStore) -> int:
 
 
 async def until_messages(store: JetStreamEventStore, count: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while await messages(store) != count:
             await asyncio.sleep(0.01)
 
@@ -204,12 +204,20 @@ async def test_without_a_live_worker_nothing_is_offered_and_then_at_once(
 
 
 async def until_lost(bench: LogBench, worker: str) -> WorkerLost:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while True:
             for event in await bench.events(subjects.every(WorkerLost)):
                 if isinstance(event, WorkerLost) and event.worker_id == worker:
                     return event
             await asyncio.sleep(0.02)
+
+
+async def until_hinted(store: JetStreamEventStore, count: int) -> None:
+    """Wait until so many chunks are offered; one whose offer was not acknowledged in time is so
+    twice."""
+    async with asyncio.timeout(120):
+        while len(set(await hints(store))) != count:
+            await asyncio.sleep(0.01)
 
 
 async def test_a_lost_hint_is_offered_again(
@@ -223,9 +231,9 @@ async def test_a_lost_hint_is_offered_again(
     await worker_ready(event_store, "worker_lazy")
     async with leading(slow):
         job_id = (await bench.submit("a", content("r", 30))).job_id
-        await until_messages(event_store, 3)
+        await until_hinted(event_store, 3)
         await event_store.js.purge_stream(topology.WORK)
-        await until_messages(event_store, 3)
+        await until_hinted(event_store, 3)
         async with TinyWorker(settings).working():
             await bench.reach(job_id, JobStatus.COMPLETED)
 
@@ -243,11 +251,12 @@ async def test_a_frozen_worker_loses_its_lease_and_cannot_write(
         healthy = TinyWorker(settings, "worker_healthy")
         async with healthy.working():
             job = await bench.reach(job_id, JobStatus.COMPLETED)
-        before = await event_store.last_sequence()
+        before = await bench.events(subjects.chunks_of(job_id))
         for key in frozen.leased:
             with pytest.raises(Exception, match="is over"):
                 await frozen.finish(key)
-        assert await event_store.last_sequence() == before, "a zombie wrote something"
+        after = await bench.events(subjects.chunks_of(job_id))
+        assert after == before, "a zombie wrote something"
     assert job.ended is not None
     assert await ids_in(bench, job.ended.output_file_id) == [f"r-{n}" for n in range(20)]
     assert {event.epoch for event in await bench.events(subjects.every(ChunkLeased))} == {1, 2}  # type: ignore[attr-defined]
@@ -263,7 +272,7 @@ async def test_a_successor_of_the_same_name_gets_the_leases_at_once(
             job_id = (await bench.submit("a", content("r", 20))).job_id
             await until(lambda: len(dead.leased) == 2)
         async with TinyWorker(settings, "worker_2", name="gpu-7").working():
-            await bench.reach(job_id, JobStatus.COMPLETED, seconds=10)
+            await bench.reach(job_id, JobStatus.COMPLETED, seconds=60)
     assert (await until_lost(bench, "worker_1")).reason == "replaced"
 
 
@@ -351,10 +360,13 @@ async def test_nats_may_go_and_come_back(
 async def test_two_leaders_at_once_do_no_harm(
     bench: LogBench, event_store: JetStreamEventStore, settings: Settings
 ) -> None:
-    worker = TinyWorker(settings)
+    gate = asyncio.Semaphore(0)
+    worker = TinyWorker(settings, gate=gate)
     async with leading(settings), leading(settings), worker.working():
         jobs = [(await bench.submit(f"j{n}", content("r", 95))).job_id for n in range(6)]
         await bench.job_command(jobs[0], Cancel())
+        for _ in range(100):
+            gate.release()
         ended = [await bench.reach(job_id) for job_id in jobs]
     assert [job.status for job in ended] == [JobStatus.CANCELLED, *[JobStatus.COMPLETED] * 5]
     for job in ended[1:]:
@@ -384,4 +396,5 @@ async def test_a_lease_of_nobody_is_taken_away(
     await bench.lease(job_id, 0, WorkerId("worker_nobody"))
     async with leading(settings), TinyWorker(settings).working():
         await bench.reach(job_id, JobStatus.COMPLETED)
-    assert await bench.events(subjects.every(WorkerLost)) == []
+        lost = await bench.events(subjects.every(WorkerLost))
+        assert [event for event in lost if event.worker_id == "worker_nobody"] == []  # type: ignore[attr-defined]

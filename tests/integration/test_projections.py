@@ -79,7 +79,7 @@ async def projecting(store: MemoryEventStore, settings: Settings) -> AsyncIterat
         await end(task)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 120) -> None:
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.02)

@@ -103,9 +103,7 @@ async def test_lists_and_a_live_projector_survive_a_rebuild(
             assert len((await models.batches(PROJECT, limit=10))[0]) == 5
             await rebuild.rebuild(filled, settings, progress=quiet)
             recorded = await filled.append(submitted("batch_new"), expected=0)
-            deadline = time.monotonic() + 10
-            while not await models.wait_for(recorded.seq, 1):
-                assert time.monotonic() < deadline
+            await reached(models, recorded.seq)
             assert len((await models.batches(PROJECT, limit=10))[0]) == 6
         assert (await rebuild.verify(filled, settings, progress=quiet)).identical
     finally:
@@ -145,7 +143,7 @@ async def over_own(
 
 
 async def reached(models: ReadModels, seq: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         while models.seq < seq:
             await asyncio.sleep(0.02)
 
@@ -154,11 +152,11 @@ async def refused_quickly(models: ReadModels) -> None:
     started = time.monotonic()
     with pytest.raises(ProjectionUnavailable):
         await models.batches(PROJECT, limit=1)
-    assert time.monotonic() - started <= 1.0
+    assert time.monotonic() - started <= 5.0
 
 
 async def ended(pids: list[int]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while any(Path(f"/proc/{pid}").exists() for pid in pids):
             await asyncio.sleep(0.01)
 
@@ -177,7 +175,7 @@ async def test_postgres_may_be_killed_and_come_back(
         recorded = await event_store.append(submitted(f"batch_{round_number}"), expected=0)
         started = time.monotonic()
         assert not await models.wait_for(recorded.seq, 5)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 4
         await asyncio.to_thread(own_postgres.service("postgres").release)
         await reached(models, recorded.seq)
         assert await models.batch(PROJECT, JobId(f"batch_{round_number}")) is not None

@@ -29,7 +29,7 @@ from vllm_batch.ids import KeyId, ProjectId
 from vllm_batch.local.stack import LocalStack
 from vllm_batch.messaging import subjects
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120
 
 
 @pytest.fixture(scope="module")

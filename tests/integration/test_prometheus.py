@@ -71,7 +71,7 @@ class Prometheus:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         config = {
-            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "global": {"scrape_interval": "3s", "evaluation_interval": "1s"},
             "rule_files": [str(path) for path in RULES],
             "scrape_configs": [
                 {
@@ -111,7 +111,7 @@ class Prometheus:
         found: list[Any] = self.get("/api/v1/query", query=expression)["result"]
         return found
 
-    def wait_for(self, met: Callable[[], bool], seconds: float = 40) -> None:
+    def wait_for(self, met: Callable[[], bool], seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
@@ -145,7 +145,7 @@ def work(stack: LocalStack, *, online: int, wait: bool = True) -> None:
     for _ in range(online):
         options = {"stream": True, "stream_options": {"include_usage": True}}
         assert list(client.chat.completions.create(**body, **options))  # type: ignore[call-overload]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while wait and client.batches.retrieve(batch.id).status != "completed":
         assert time.monotonic() < deadline
         time.sleep(0.05)

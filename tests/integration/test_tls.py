@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+from openai.types.chat import ChatCompletion
 from tests.authority import Authority
 from tests.conftest import NatsServer
 
@@ -69,6 +71,16 @@ async def test_nats_takes_only_who_shows_a_certificate(
             raise AssertionError("connected to a server of an unknown authority")
 
 
+def say_hello(client: openai.OpenAI, model: str) -> ChatCompletion | None:
+    """Return the answer; None while the gateway has not heard of the key or the model."""
+    try:
+        return client.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": "hello"}]
+        )
+    except (openai.AuthenticationError, openai.NotFoundError, openai.InternalServerError):
+        return None
+
+
 def test_the_official_client_over_https_and_services_over_mutual_tls(
     tls_nats: NatsServer, tmp_path: Path, authority: Authority
 ) -> None:
@@ -85,9 +97,10 @@ def test_the_official_client_over_https_and_services_over_mutual_tls(
         assert stack.api_url.startswith("https://")
         with httpx.Client(verify=authority.context()) as http:
             client = openai.OpenAI(base_url=stack.api_url, api_key=secret, http_client=http)
-            answer = client.chat.completions.create(
-                model=stack.model_name, messages=[{"role": "user", "content": "hello"}]
-            )
+            deadline = time.monotonic() + 60
+            while (answer := say_hello(client, stack.model_name)) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
             assert answer.choices[0].message.content
             headers = http.get(f"{stack.api_url}/models").headers
             assert headers["strict-transport-security"] == "max-age=31536000"

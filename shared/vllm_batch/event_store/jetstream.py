@@ -108,12 +108,17 @@ class JetStreamEventStore:
         self.metrics = metrics or EventLogMetrics(CollectorRegistry())
         self._in_flight = asyncio.Semaphore(settings.append_in_flight_max)
 
-    async def learn_replicas(self) -> None:
-        """Find out whether the log has replicas, which may lag behind one another.
+    async def prepare(self) -> None:
+        """See to it that the streams exist, and learn whether the log has replicas.
 
         Raises:
-            EventStoreUnavailable: the stream does not answer.
+            EventStoreUnavailable: JetStream does not answer, or nobody has made the streams.
         """
+        if self._access is Access.FULL:
+            ensure = partial(topology.ensure_streams, self.js, self._settings)
+            await self._patiently("the streams", ensure)
+        else:
+            await _streams_exist(self.js)
         info = await self._patiently("the stream", lambda: self.js.stream_info(topology.EVENTS))
         self._replicated = (info.config.num_replicas or 1) > 1
 
@@ -370,11 +375,7 @@ async def connect(
             store = JetStreamEventStore(
                 opened, settings, source=source, access=access, metrics=metrics
             )
-            if access is Access.FULL:
-                await topology.ensure_streams(store.js, settings)
-            else:
-                await _streams_exist(store.js)
-            await store.learn_replicas()
+            await store.prepare()
             yield store
     except nats.errors.NoServersError as error:
         where = connection.without_passwords(settings.nats_url)

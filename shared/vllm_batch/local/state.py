@@ -5,6 +5,7 @@ Written by the supervisor alone, atomically; read by anybody. Ports stay the sam
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -62,6 +63,8 @@ def read(path: Path) -> StackState:
 def write(path: Path, state: StackState) -> None:
     """Replace the recorded state."""
     new = path.with_name(path.name + ".new")
-    new.write_bytes(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
-    new.chmod(0o600)
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # it has passwords
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
     new.replace(path)

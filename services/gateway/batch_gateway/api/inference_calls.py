@@ -186,11 +186,15 @@ class Switchboard:
                 reasons.add(said.reason)
                 asked.add(said.worker_id)
             untried = [it for it in self._names.serving(model) if it not in asked]
-            if not untried:
+            if not untried or asyncio.get_running_loop().time() >= deadline:
                 break
             asked.add(untried[0])
             subject = subjects.online_worker(untried[0])
-        raise overloaded() if "busy" in reasons else nobody_there(model, self._names.served())
+        if "busy" in reasons:
+            raise overloaded()
+        if asyncio.get_running_loop().time() >= deadline:
+            raise Broken("timeout", "No worker took the request in the time that it allows.")
+        raise nobody_there(model, self._names.served())
 
     async def _first(self, call: _Call, subject: str) -> Part | Refused | None:
         """Return the first part, a refusal, or None where nobody has taken the request.
@@ -314,11 +318,18 @@ class Switchboard:
             call.hear(_Nobody())
 
     async def _watch(self) -> None:
-        """Give up workers that have fallen silent."""
+        """Give up workers that have fallen silent. After a pause of this process (a frozen machine)
+        all have the whole time again: what they said meanwhile is yet to be read."""
         loop = asyncio.get_running_loop()
+        looked = loop.time()
         while True:
             await asyncio.sleep(self._settings.inference_check_seconds)
-            oldest = loop.time() - self._settings.inference_silence_seconds
+            now = loop.time()
+            if now - looked > 2 * self._settings.inference_check_seconds:
+                for call in self._calls.values():
+                    call.heard_at = now
+            looked = now
+            oldest = now - self._settings.inference_silence_seconds
             for call in self._calls.values():
                 if call.worker_id is not None and not call.over and call.heard_at < oldest:
                     call.fail("worker_lost", "The worker that had this request is gone.")

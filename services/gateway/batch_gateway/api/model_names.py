@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import timedelta
 
 import msgspec
 import structlog
@@ -50,10 +49,11 @@ class ModelNames:
     def __init__(self, client: Client, clock: Clock, lease_seconds: float) -> None:
         self._client = client
         self._clock = clock
-        self._lease = timedelta(seconds=lease_seconds)
+        self._lease = lease_seconds
         self._registry = ModelRegistry()
         self._announced = _Announced()
-        self._beats: dict[WorkerId, Heartbeat] = {}
+        # With the time of their arrival here: the clocks of other machines count for nothing.
+        self._beats: dict[WorkerId, tuple[Heartbeat, float]] = {}
 
     @asynccontextmanager
     async def following(self, store: EventStore) -> AsyncIterator[None]:
@@ -69,7 +69,11 @@ class ModelNames:
         except EventStoreUnavailable as error:
             log.info("workers are known when they send a heartbeat", error=str(error))
         else:
-            self._beats = {worker: beat for worker, (beat, _) in last.items()} | self._beats
+            now, arrived = self._clock.now(), self._clock.monotonic()
+            self._beats = {
+                worker: (beat, arrived - max(0.0, (now - taken).total_seconds()))
+                for worker, (beat, taken) in last.items()
+            } | self._beats
         duties = [
             asyncio.create_task(keep_up(store, subjects.ALL_MODELS, self._registry)),
             asyncio.create_task(keep_up(store, ready, self._announced)),
@@ -100,17 +104,16 @@ class ModelNames:
         return sorted({model for beat in self._live() for model in beat.models})
 
     def _live(self) -> list[Heartbeat]:
-        oldest = self._clock.now() - self._lease
-        return [
-            beat for beat in self._beats.values() if beat.state == "ready" and beat.time > oldest
-        ]
+        oldest = self._clock.monotonic() - self._lease
+        beats = self._beats.values()
+        return [beat for beat, at in beats if beat.state == "ready" and at > oldest]
 
     async def _heard(self, message: Msg) -> None:
         try:
             beat = msgspec.json.decode(message.data, type=Heartbeat)
         except msgspec.DecodeError:
             return  # of another release
-        self._beats[beat.worker_id] = beat
+        now = self._clock.monotonic()
+        self._beats[beat.worker_id] = (beat, now)
         if beat.state != "ready":
-            oldest = self._clock.now() - self._lease
-            self._beats = {k: v for k, v in self._beats.items() if v.time > oldest}
+            self._beats = {k: v for k, v in self._beats.items() if v[1] > now - self._lease}
