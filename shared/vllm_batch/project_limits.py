@@ -70,8 +70,10 @@ class ProjectLimits:
                 self._configured[project] = configured
                 for key in [key for key in self._reached if key[0] == project]:
                     del self._reached[key]  # another budget may be there: it is looked at anew
-            case ProjectBudgetReached(project=project, month=month, share=share):
-                self._reached[project, month] = share
+            case ProjectBudgetReached(project=project, month=month, share=share, budget=budget):
+                given = self._configured.get(project)
+                if given is not None and given.budget_per_month == budget:
+                    self._reached[project, month] = share  # else it was given another meanwhile
             case ProjectPurgeRequested(project=project):
                 self._closed.add(project)
 
