@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -116,14 +117,18 @@ async def test_two_models_whose_batches_alternate_take_one_swap(
     slow = settings.model_copy(
         update={"simulated_latency_seconds": 0.2, "engine_max_num_seqs": 4, "in_flight_factor": 1.0}
     )
-    jobs = []
-    for number in range(6):
-        model = ("other", HOME)[number % 2]
-        lines = [request(f"{number}-{n}", model=model) for n in range(12)]
-        jobs.append((model, (await bench.submit(f"{number}", b"".join(lines))).job_id))
-    async with leading(slow), running_agent(slow):
-        for model, job_id in reversed(jobs):
-            assert (await answered_by(bench, job_id))[1] == {model}
+    async with running_agent(slow):
+        async with asyncio.timeout(120):
+            while not await bench.events(subjects.every(WorkerReady)):  # its model is known then
+                await asyncio.sleep(0.05)
+        jobs = []
+        for number in range(6):
+            model = ("other", HOME)[number % 2]
+            lines = [request(f"{number}-{n}", model=model) for n in range(12)]
+            jobs.append((model, (await bench.submit(f"{number}", b"".join(lines))).job_id))
+        async with leading(slow):
+            for model, job_id in reversed(jobs):
+                assert (await answered_by(bench, job_id))[1] == {model}
         bases = [event.models[0] for event in await bench.events(subjects.every(WorkerReady))
                  if event.models]  # fmt: skip
     swaps = [new for old, new in pairwise(bases) if new != old]

@@ -174,7 +174,7 @@ async def hints(store: JetStreamEventStore) -> list[bytes]:
     """Return the hints that are out, the oldest first."""
     state = (await store.js.stream_info(topology.WORK)).state
     found = []
-    for seq in range(state.first_seq, state.last_seq + 1):
+    for seq in range(max(state.first_seq, 1), state.last_seq + 1):
         with contextlib.suppress(NotFoundError):  # withdrawn, or just taken
             found.append((await store.js.get_msg(topology.WORK, seq)).data or b"")
     return found
