@@ -180,6 +180,15 @@ def test_a_decision_stands_once_it_is_carried_out(
     assert [change for change in again if change.base != before[change.worker_id]] == []
 
 
+def test_urgent_work_does_not_give_way_to_work_of_a_higher_priority() -> None:
+    resting = Worker(WorkerId("w0"), "w0", "b", frozenset({"b-tuned"}), resident_seconds=500.0)
+    demands = {
+        "a-tuned": Demand(leased=1, priority=1, deadline=1.0),
+        "b-tuned": Demand(ready=1, deadline=1.0, urgent=True),
+    }
+    assert decide([resting], MODELS, demands, RULES) == []
+
+
 @given(WORKERS, DEMANDS)
 def test_no_worker_is_disturbed_without_need(
     workers: list[Worker], demands: dict[str, Demand]

@@ -11,7 +11,8 @@ changes its base only for one that nobody serves, or of which much waits:
   done.
 - A base that somebody asked for keeps its last worker. Only urgent work takes that: a batch whose
   window is about to close. It comes back afterwards.
-- Urgent work takes its worker from work that is not urgent, residency or not.
+- Urgent work takes its worker from work that is not urgent, residency or not, and never gives way
+  to such work, whatever its priority.
 - Workers beyond the first go where the most waits per worker, if that still holds after the move.
 """
 
@@ -251,7 +252,10 @@ def _cost_of(now: Demand, *, last: bool) -> int:
 
 
 def _goes_before(need: Demand, now: Demand) -> bool:
-    return (-need.priority, need.deadline) < (-now.priority, now.deadline)
+    def rank(one: Demand) -> tuple[bool, int, float]:
+        return not one.urgent, -one.priority, one.deadline
+
+    return rank(need) < rank(now)
 
 
 def _is_named(worker: Worker, names: frozenset[str]) -> bool:
