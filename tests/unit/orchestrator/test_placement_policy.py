@@ -189,6 +189,17 @@ def test_urgent_work_does_not_give_way_to_work_of_a_higher_priority() -> None:
     assert decide([resting], MODELS, demands, RULES) == []
 
 
+def test_a_worker_that_urgent_work_would_take_back_is_not_given_away() -> None:
+    workers = [
+        Worker(WorkerId("w0"), "w0", "b", frozenset({"b-tuned"})),
+        Worker(WorkerId("w1"), "w1", "b", frozenset({"b-tuned"}), resident_seconds=500.0),
+    ]
+    demands = {"c": Demand(leased=1), "b-tuned": Demand(ready=4, urgent=True)}
+    assert decide(workers, MODELS, demands, RULES) == []
+    (change,) = decide(workers, MODELS, demands | {"b-tuned": Demand(ready=3, urgent=True)}, RULES)
+    assert (change.worker_id, change.base) == ("w1", "c")
+
+
 @given(WORKERS, DEMANDS)
 def test_no_worker_is_disturbed_without_need(
     workers: list[Worker], demands: dict[str, Demand]

@@ -215,6 +215,9 @@ class _Plan:
             return None
         if now.work == 0:
             return _FREE
+        others = len(self._holders(base)) - 1 if base is not None else 0
+        if now.urgent and not need.urgent and now.ready >= self.rules.spread_chunks * others:
+            return None  # it would ask for another worker at once
         rested = worker.resident_seconds >= self.rules.residency_seconds
         if not rested or (last and (now.ready == 0 or not _goes_before(need, now))):
             return None
