@@ -120,12 +120,13 @@ async def test_a_lost_worker_has_its_unit_restarted(
     event_store: JetStreamEventStore, watchdog_settings: Settings, tmp_path: Path, calls: Path
 ) -> None:
     path = fake_systemctl(tmp_path / "bin", calls)
-    async with watchdog_process(watchdog_settings, path=path) as process:
+    once = watchdog_settings.model_copy(update={"watchdog_backoff_seconds": 60.0})
+    async with watchdog_process(once, path=path) as process:
         await announce(event_store)
         await lose(event_store)
         await until(lambda: len(restarts(calls)) == 1)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 60) == 0
     assert calls.read_text().splitlines() == [
         "reset-failed -- vllm-batch-worker@gpu0.service",
         "restart --no-block -- vllm-batch-worker@gpu0.service",

@@ -20,7 +20,7 @@ from vllm_batch.cli.output import ExitCode
 from vllm_batch.local.loop_thread import LoopThread
 from vllm_batch.local.stack import LocalStack
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 
 
 class Receiver:
@@ -198,12 +198,12 @@ def test_the_next_leader_goes_on_where_the_last_one_died(
     stack: LocalStack, client: openai.OpenAI, receiver: Receiver
 ) -> None:
     client.webhooks.create(name="n", url=receiver.url, event_types=["batch.completed"])
-    receiver.answers = [503] * 2
+    receiver.answers = [503]
     batch = run_batch(stack, client)
     wait_until(lambda: receiver.of(batch))
     for name in ("orchestrator", "orchestrator-2"):
         stack.service(name).kill()
-    wait_until(lambda: len(receiver.of(batch)) >= 3)
+    wait_until(lambda: len(receiver.of(batch)) >= 2)
     assert len({headers["webhook-id"] for headers in receiver.of(batch)}) == 1
 
 

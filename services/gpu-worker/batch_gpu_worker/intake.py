@@ -111,7 +111,7 @@ class Intake:
     async def close(self) -> None:
         """Give back what is being leased or loaded; wait until that is done."""
         self._closed = True
-        if self._tasks:
+        for _ in range(2):  # who was leasing just now has begun another task, which loads
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _run_model(self, key: ids.ModelKey) -> None:
