@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import time
 from collections.abc import Iterator
 
 import nats.errors
 import pytest
 from nats.aio.client import Client as NatsClient
-from openai import AuthenticationError, OpenAI
+from openai import OpenAI
 
 from tests.compose.deployment import Deployment
 from tests.docker_engine import DockerEngine
 from tests.faults.oracle import Oracle
-from tests.faults.workload import Client, Workload, make, results_of
+from tests.faults.workload import Client, Workload, make, results_of, wait_until_known
 
 pytestmark = pytest.mark.timeout(3600)  # the first of them builds everything
 
@@ -75,19 +74,8 @@ def test_a_key_made_in_the_container_opens_the_api(deployment: Deployment) -> No
     )
     key = json.loads(made)["key"]
     with OpenAI(base_url=deployment.api_url, api_key=key) as opened:
-        deadline = time.monotonic() + 60
-        while not _opens(opened):  # the gateway hears of it from the log
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until_known(opened)
         assert MODEL in {model.id for model in opened.models.list()}
-
-
-def _opens(client: OpenAI) -> bool:
-    try:
-        client.models.list()
-    except AuthenticationError:
-        return False
-    return True
 
 
 def test_containers_are_confined(deployment: Deployment) -> None:

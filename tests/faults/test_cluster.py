@@ -10,12 +10,11 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from openai import AuthenticationError
 
 from tests.facts import planned
 from tests.faults.conftest import SETTINGS, Bench
 from tests.faults.nats_cluster import Member, NatsCluster
-from tests.faults.workload import Client
+from tests.faults.workload import Client, wait_until_known
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.events import Recorded
@@ -121,19 +120,6 @@ async def test_a_killed_leader_stalls_appends_briefly_and_loses_nothing(
     assert stall <= STALL_SECONDS_MAX
 
 
-def wait_until_known(client: Client) -> None:
-    """Wait until the gateway, which was there before the key, has heard of it."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            client.openai.models.list()
-        except AuthenticationError:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        else:
-            return
-
-
 async def test_a_batch_goes_through_while_leaders_are_killed(
     cluster: NatsCluster, tmp_path: Path
 ) -> None:
@@ -151,7 +137,7 @@ async def test_a_batch_goes_through_while_leaders_are_killed(
     async with stack:
         await ensure_api_keys(stack.home, stack.settings)
         client = Client(stack)
-        await asyncio.to_thread(wait_until_known, client)
+        await asyncio.to_thread(wait_until_known, client.openai)
         bench = Bench(stack, client, journal)
         work = await asyncio.to_thread(bench.submit, "cluster", 3000)
         async with jetstream.connect(stack.settings, source="test") as store:

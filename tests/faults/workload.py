@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from openai import APIConnectionError, InternalServerError, OpenAI
+from openai import APIConnectionError, AuthenticationError, InternalServerError, OpenAI
 from openai.types import Batch
 
 from vllm_batch.local.stack import LocalStack
@@ -124,6 +124,19 @@ class Client:
             return []
         text = self.openai.files.content(file_id).text
         return [json.loads(line) for line in text.splitlines()]
+
+
+def wait_until_known(client: OpenAI, timeout_seconds: float = 60) -> None:
+    """Wait until the gateway has heard of a key that was made while it ran."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            client.models.list()
+        except AuthenticationError:
+            assert time.monotonic() < deadline
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def results_of(batch: Batch) -> int:
