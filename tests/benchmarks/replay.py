@@ -109,7 +109,8 @@ async def fill(store: JetStreamEventStore, events: int, together: int) -> None:
     while batch := list(islice(pending, PUBLISHED_AT_ONCE)):
         for event in batch[:-1]:
             await client.publish(subjects.of_event(event), payload_of(event, clock))
-        await store.js.publish(subjects.of_event(batch[-1]), payload_of(batch[-1], clock))
+        last = batch[-1]
+        await store.js.publish(subjects.of_event(last), payload_of(last, clock), timeout=60.0)
 
 
 def payload_of(event: Event, clock: SystemClock) -> bytes:

@@ -155,7 +155,7 @@ async def test_log_content(api: Gateway, admin: Admin) -> None:
                 time=datetime(2026, 1, 2, tzinfo=UTC), level=level, source="agent",
                 message=f"line {number}",
             )  # fmt: skip
-            await store.js.publish(subjects.log(GONE), msgspec.json.encode(line))
+            await store.js.publish(subjects.log(GONE), msgspec.json.encode(line), timeout=60.0)
     path = "/admin/worker-logs/content"
     content = (await http.get(path, params={"worker": GONE, "tail": 5})).json()
     assert set(content) == {"logs", "total_lines", "error_count", "warning_count"}

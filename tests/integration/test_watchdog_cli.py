@@ -153,7 +153,8 @@ def log_lines(stack: LocalStack, worker: str, count: int) -> None:
                 message=f"{worker} line {number}",
                 fields={"number": number},
             )
-            await store.js.publish(subjects.log(WorkerId(worker)), msgspec.json.encode(line))
+            payload = msgspec.json.encode(line)
+            await store.js.publish(subjects.log(WorkerId(worker)), payload, timeout=60.0)
 
     with_store(stack, publish)
 

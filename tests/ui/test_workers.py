@@ -28,6 +28,7 @@ from vllm_batch.messaging import subjects
 
 LINES = 100_000
 FROZEN_SECONDS = 10.0
+STORED_SECONDS = 120.0
 
 
 def test_a_killed_worker_is_seen_within_seconds(ui: Ui, viewer: Page) -> None:
@@ -178,8 +179,9 @@ def _say(ui: Ui, messages: list[str], level: Level = "info") -> None:
         for number, message in enumerate(messages, 1):
             line = LogLine(time=datetime.now(UTC), level=level, source="engine", message=message)
             payload = msgspec.json.encode(line)
-            if number % 1000 == 0 or number == len(messages):  # NATS may drop what it cannot store
-                await store.js.publish(subjects.log(worker), payload)
+            # NATS may drop what it cannot store; on a slow disk each line takes milliseconds.
+            if number % 1000 == 0 or number == len(messages):
+                await store.js.publish(subjects.log(worker), payload, timeout=STORED_SECONDS)
             else:
                 await client.publish(subjects.log(worker), payload)
 
