@@ -92,7 +92,7 @@ class NatsServer:
         )
         with (self._directory / "nats.log").open("ab") as log:
             self._process = subprocess.Popen([str(binary), "-c", str(config)], stderr=log)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:

@@ -147,7 +147,7 @@ class WorkerBench:
             lambda chunk: rules.decide(chunk, rules.Release(state.epoch, "worker_lost")),
         )
 
-    async def completed(self, job_id: JobId, seconds: float = 30.0) -> None:
+    async def completed(self, job_id: JobId, seconds: float = 240.0) -> None:
         """Wait until every chunk is completed."""
 
         async def all_are() -> bool:
@@ -212,7 +212,7 @@ async def running_agent(settings: Settings) -> AsyncIterator[RunningAgent]:
         finally:
             stop.ask()
             stop.ask()
-            await asyncio.wait_for(task, 30)
+            await asyncio.wait_for(task, 120)
 
 
 @asynccontextmanager

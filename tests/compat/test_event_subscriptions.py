@@ -18,7 +18,7 @@ from vllm_batch import api_keys, ids
 from vllm_batch.events import FileDeleted, FileUploaded
 from vllm_batch.ids import FileId, ProjectId
 
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 60.0
 
 
 async def make_file(api: Gateway, project: str) -> tuple[FileId, int]:

@@ -91,7 +91,7 @@ async def work(api: Gateway, client: openai.AsyncOpenAI) -> AsyncIterator[Work]:
 async def take(pieces: AsyncIterator[bytes], wanted: int) -> bytes:
     """Read until ``wanted`` lines are there."""
     received = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while received.count(b"\n") < wanted:
             received += await anext(pieces)
     return received
@@ -183,7 +183,7 @@ async def test_a_client_that_leaves_takes_nothing_along(
         await take(answer.aiter_bytes(), 1)
     async with http.stream("GET", f"/batches/{work.job}/events") as answer:
         await anext(answer.aiter_bytes())
-    async with api.store() as store, asyncio.timeout(10):
+    async with api.store() as store, asyncio.timeout(120):
         while await followers(store):
             await asyncio.sleep(0.02)
 

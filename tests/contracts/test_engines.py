@@ -89,7 +89,7 @@ async def started(settings: Settings) -> AsyncIterator[Engine]:
     engine = open_engine(settings)
     await engine.start()
     try:
-        await asyncio.wait_for(engine.ready.wait(), 20)
+        await asyncio.wait_for(engine.ready.wait(), 120)
         yield engine
     finally:
         await engine.stop()
@@ -150,9 +150,9 @@ class TestOpenAI(EngineContract):
     ) -> None:
         body = msgspec.json.encode({"messages": [{}], "max_tokens": 900})
         call = asyncio.create_task(engine.complete("/v1/chat/completions", body))
-        await asyncio.wait_for(server.entered.wait(), 10)
+        await asyncio.wait_for(server.entered.wait(), 120)
         call.cancel()
-        await asyncio.wait_for(server.aborted.wait(), 10)
+        await asyncio.wait_for(server.aborted.wait(), 120)
         with pytest.raises(asyncio.CancelledError):
             await call
 
@@ -162,7 +162,7 @@ class TestOpenAI(EngineContract):
         monkeypatch.setattr("batch_gpu_worker.engines.openai.PROBE_PAUSE_SECONDS", 0.02)
         slow = msgspec.json.encode({"messages": [{}], "max_tokens": 900})
         call = asyncio.create_task(engine.complete("/v1/chat/completions", slow))
-        await asyncio.wait_for(server.entered.wait(), 10)
+        await asyncio.wait_for(server.entered.wait(), 120)
         await server.stop()
         with pytest.raises(EngineUnavailable) as held:
             await call
@@ -171,7 +171,7 @@ class TestOpenAI(EngineContract):
             await engine.complete("/v1/completions", b'{"prompt":"x"}')
         assert not engine.ready.is_set()
         await server.start()
-        await asyncio.wait_for(engine.ready.wait(), 10)
+        await asyncio.wait_for(engine.ready.wait(), 120)
         assert (await engine.complete("/v1/completions", b'{"prompt":"x"}')).status == 200
 
 
@@ -187,7 +187,7 @@ async def test_vllm_without_a_python_says_what_is_missing(tmp_path: Path) -> Non
     engine = open_engine(Settings(home=tmp_path, engine="vllm"))
     await engine.start()
     with pytest.raises(EngineFailed, match="engine_python"):
-        await asyncio.wait_for(engine.wait_failed(), 10)
+        await asyncio.wait_for(engine.wait_failed(), 120)
     await engine.stop()
 
 
@@ -222,7 +222,7 @@ async def test_the_simulated_engine_misbehaves_on_demand(tmp_path: Path) -> None
         assert [getattr(result, "code", "") for result in results] == ["engine_crash"] * 2
         with pytest.raises(EngineDown):
             await engine.complete("/v1/chat/completions", chat("hello"))
-        await asyncio.wait_for(engine.ready.wait(), 10)
+        await asyncio.wait_for(engine.ready.wait(), 120)
         assert (await engine.complete("/v1/chat/completions", chat("hello"))).status == 200
 
 
@@ -288,5 +288,5 @@ async def test_a_stopped_engine_lets_its_callers_go(tmp_path: Path) -> None:
     await asyncio.sleep(0)
     await engine.stop()
     with pytest.raises(EngineUnavailable):
-        await asyncio.wait_for(held, 10)
+        await asyncio.wait_for(held, 120)
     assert not engine.ready.is_set()

@@ -109,7 +109,7 @@ async def test_following_yields_what_is_and_what_comes(store: EventStore) -> Non
     task = asyncio.create_task(follow())
     await store.append(planned("j", 1), expected=0)
     await store.append(JobCancelRequested(job_id=JobId("j")), expected=0)
-    await asyncio.wait_for(task, 10)
+    await asyncio.wait_for(task, 120)
     assert [event.seq for event in seen] == [1, 2, 3]
 
 

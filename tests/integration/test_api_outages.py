@@ -84,7 +84,7 @@ async def test_postgres_away_stops_lists_only(tmp_path: Path) -> None:
 
 async def first_list(http: httpx2.AsyncClient) -> httpx2.Response:
     """Return the first list that is no refusal: it may be late, but never be short."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while (answer := await http.get("/batches")).status_code == 503:
             await asyncio.sleep(0.02)
     return answer

@@ -125,7 +125,7 @@ async def test_a_client_that_vanishes_in_mid_upload_leaves_nothing(tmp_path: Pat
             if declared.startswith(b"transfer"):
                 half = b"%x\r\n%s\r\n" % (len(half), half)
             await asyncio.to_thread(send_and_vanish, running, key, declared, half, blobs)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(120):
                 while left(blobs):
                     await asyncio.sleep(0.02)
         async with running.store() as store:

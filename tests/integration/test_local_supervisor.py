@@ -335,7 +335,7 @@ async def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(tmp_path
     read_end, write_end = os.pipe()
     log.follow(read_end)
     os.close(write_end)  # closed before the program has ended, as Postgres does
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(120):
         while Path(f"/proc/self/fd/{read_end}").exists():
             await asyncio.sleep(0.01)
     ours, theirs = socket.socketpair()
@@ -346,7 +346,7 @@ async def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone(tmp_path
         reader, writer = await asyncio.open_connection(sock=socket.socket(fileno=read_end))
         log.unfollow()
         theirs.send(b"still here\n")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             assert await reader.readline() == b"still here\n"
         writer.close()
         await writer.wait_closed()

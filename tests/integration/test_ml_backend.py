@@ -201,7 +201,7 @@ def test_what_is_no_call_is_refused(stack, content: bytes):
 async def test_a_wish_for_training_is_recorded(stack, store, project: str, path: str):
     body = {"action": "START_TRAINING", "project": {"id": int(project)}}
     assert call(stack, path, body).status_code == 201
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(120):
         async for batch in store.follow([subjects.every(TrainingRequested)]):
             if any(one.event.project == project for one in batch):
                 return

@@ -70,7 +70,7 @@ class User:
         self._marks += 1
         mark = f"nobody.may.say.{self._marks}"
         await self.client.publish(mark)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             while not any(mark in one for one in self.refused):
                 await asyncio.sleep(0.005)
         said, self.refused = " ".join(self.refused), []
@@ -295,7 +295,7 @@ async def test_an_orchestrator_has_a_leader_and_work_for_workers(
 
     async with jetstream.connect(settings, source="orchestrator") as store:
         leading = asyncio.create_task(Leadership(store.js, settings, role="r", owner="o").run(duty))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(120):
             await led.wait()
         await end(leading)
         queue = HintQueue(store.js, key)

@@ -202,7 +202,7 @@ async def test_a_client_that_leaves_aborts_its_request(online: Online, stream: b
         call = asyncio.create_task(http.post("/chat/completions", json=chat(SLOW, stream=stream)))
         await until(lambda: online.is_in_flight(1))
         await end(call)
-    await until(lambda: online.is_in_flight(0), 5)
+    await until(lambda: online.is_in_flight(0), 10)
 
 
 async def test_a_deadline_ends_a_request(online: Online) -> None:
@@ -213,7 +213,7 @@ async def test_a_deadline_ends_a_request(online: Online) -> None:
         assert answer.json()["error"]["code"] == "timeout"
         answer = await http.post("/chat/completions", json=chat(SLOW, stream=True), headers=headers)
         assert answer.status_code == 504
-    await until(lambda: online.is_in_flight(0), 5)
+    await until(lambda: online.is_in_flight(0), 10)
 
 
 async def test_a_request_that_crashes_the_engine_is_not_tried_again(online: Online) -> None:

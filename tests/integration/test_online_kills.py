@@ -256,7 +256,7 @@ async def test_a_gateway_that_ends_lets_streams_finish_for_a_while(
         async def is_idle() -> bool:
             return await bench.online_in_flight(worker.pid) == 0
 
-        await until(is_idle, 5)
+        await until(is_idle, 10)
     await asyncio.to_thread(second.wait_restarted, ended)
 
 

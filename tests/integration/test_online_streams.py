@@ -194,7 +194,7 @@ async def test_the_official_client_raises_where_a_stream_breaks(bench: Bench) ->
         worker.kill()
         for stream in streams:
             with pytest.raises(openai.APIError, match="worker"):
-                await asyncio.wait_for(exhausted(stream), 5)
+                await asyncio.wait_for(exhausted(stream), 15)
 
 
 async def exhausted(stream: Any) -> None:

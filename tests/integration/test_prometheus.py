@@ -4,7 +4,6 @@ dashboards."""
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 import urllib.error
@@ -20,6 +19,7 @@ from openai import OpenAI
 from tests import real_prometheus
 from tests.dashboards import FOLDER, RULES, queries, rules
 
+from vllm_batch.local import ports
 from vllm_batch.local.stack import ALL_ROLES, LocalStack
 
 CHAT = "/v1/chat/completions"
@@ -49,13 +49,6 @@ def program(name: str) -> str:
     return str(found)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     program("prometheus")
@@ -68,7 +61,7 @@ class Prometheus:
     """A server that scrapes a stack every second."""
 
     def __init__(self, folder: Path, stack: LocalStack) -> None:
-        port = free_port()
+        port = ports.pick(None)
         self.url = f"http://127.0.0.1:{port}"
         config = {
             "global": {"scrape_interval": "3s", "evaluation_interval": "1s"},

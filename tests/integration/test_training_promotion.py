@@ -217,7 +217,7 @@ async def test_a_trainer_that_was_started_again_gives_up_what_it_had(
     )
     working = asyncio.create_task(again.run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             subject = subjects.aggregate("training", RUN)
             async for batch in store.follow([subject]):
                 said: list[Any] = [one.event for one in batch]

@@ -55,7 +55,7 @@ def online(number: int, project: str = PROJECT) -> UsageRecorded:
 async def projecting(store: MemoryEventStore, settings: Settings) -> AsyncIterator[ReadModels]:
     task = asyncio.create_task(Projector(store, settings).run())
     try:
-        async with ReadModels.connect(settings) as models, asyncio.timeout(20):
+        async with ReadModels.connect(settings) as models, asyncio.timeout(120):
             while models.seq < await store.last_sequence():
                 await asyncio.sleep(0.02)
             yield models
@@ -114,7 +114,7 @@ async def test_a_project_sees_its_own_and_an_admin_all(
         key = await api.new_key(mine)
         async with api.store() as store:
             _, admin = await api_keys.create(store, scopes=[api_keys.ADMIN])
-            await append(store, registered((1.0, 1.0)), online(1, mine), online(2, theirs))
+            await append(store, registered((1.0, 1.0)), online(1, theirs), online(2, mine))
         await api.wait_until_known(admin)
         await shows(api, key, mine)
         async with api.http(key) as http:
@@ -141,6 +141,6 @@ async def test_a_project_sees_its_own_and_an_admin_all(
 
 async def shows(api: Gateway, key: str, project: str) -> None:
     """Wait until the read models have the project's usage."""
-    async with asyncio.timeout(20), api.http(key) as http:
+    async with asyncio.timeout(120), api.http(key) as http:
         while not (await http.get("/usage", params={"group_by": "project"})).json().get("data"):
             await asyncio.sleep(0.02)

@@ -68,8 +68,8 @@ async def test_containers_of_lost_workers_are_restarted(
     for name in ("dead", "hanging", "elsewhere"):
         await lose(event_store, name)
     async with watchdog_process(docker_settings):
-        await until(lambda: engine.started_at("vb-dead") != "", 30)
-        await until(lambda: engine.started_at("vb-hanging") not in {"", before["hanging"]}, 30)
+        await until(lambda: engine.started_at("vb-dead") != "")
+        await until(lambda: engine.started_at("vb-hanging") not in {"", before["hanging"]})
     assert engine.started_at("vb-well") == before["well"]
     asked = [
         recorded.event.aggregate_id()[0]

@@ -57,7 +57,7 @@ def watchdog_settings(settings: Settings) -> Settings:
             "leader_lease_seconds": 1.0,
             "watchdog_restarter": "systemd",
             "watchdog_restart_grace_seconds": 0.3,
-            "watchdog_backoff_seconds": 0.2,
+            "watchdog_backoff_seconds": 300.0,
             "crash_loop_restarts": 3,
             "engine_frozen_seconds": 5.0,
         }
@@ -120,8 +120,7 @@ async def test_a_lost_worker_has_its_unit_restarted(
     event_store: JetStreamEventStore, watchdog_settings: Settings, tmp_path: Path, calls: Path
 ) -> None:
     path = fake_systemctl(tmp_path / "bin", calls)
-    once = watchdog_settings.model_copy(update={"watchdog_backoff_seconds": 60.0})
-    async with watchdog_process(once, path=path) as process:
+    async with watchdog_process(watchdog_settings, path=path) as process:
         await announce(event_store)
         await lose(event_store)
         await until(lambda: len(restarts(calls)) == 1)
@@ -139,10 +138,12 @@ async def test_two_watchdogs_restart_once_and_one_that_was_down_catches_up(
     event_store: JetStreamEventStore, watchdog_settings: Settings, tmp_path: Path, calls: Path
 ) -> None:
     path = fake_systemctl(tmp_path / "bin", calls)
-    settings = watchdog_settings.model_copy(update={"watchdog_backoff_seconds": 60.0})
     await announce(event_store)
     await lose(event_store)
-    async with watchdog_process(settings, path=path), watchdog_process(settings, path=path):
+    async with (
+        watchdog_process(watchdog_settings, path=path),
+        watchdog_process(watchdog_settings, path=path),
+    ):
         await until(lambda: len(restarts(calls)) >= 1)
         second = WorkerId("worker_second")
         await append(
@@ -166,7 +167,8 @@ async def test_restarts_that_fail_end_in_a_crash_loop(
     path = fake_systemctl(tmp_path / "bin", calls, status=5)
     await announce(event_store)
     await lose(event_store)
-    async with watchdog_process(watchdog_settings, path=path):
+    hasty = watchdog_settings.model_copy(update={"watchdog_backoff_seconds": 0.2})
+    async with watchdog_process(hasty, path=path):
 
         async def announced() -> bool:
             return bool(await recorded(event_store, WorkerCrashLooping))

@@ -34,15 +34,16 @@ def recorded(settings: Settings, cls: type[Event]) -> list[Any]:
 
 
 def test_a_worker_that_hangs_is_killed_and_starts_anew(tmp_path: Path) -> None:
-    settings = {**FAST, "simulated_latency_seconds": 0.05, "engine_max_num_seqs": 8}
+    slow = {"simulated_latency_seconds": 0.05, "engine_max_num_seqs": 8}
+    settings = {**FAST, "lease_seconds": 5.0, **slow}
     with LocalStack(tmp_path / "home", settings_overrides=settings) as stack:
         client = Client(stack)
         work = client.submit(make("hang", 400, model=stack.model_name))
         client.wait_progress(work, 20)
         worker = stack.service("worker-1")
         old = worker.kill(signal.SIGSTOP)
-        worker.wait_restarted(old, 30)
-        batch = client.wait_ended(work, 60)
+        worker.wait_restarted(old, 120)
+        batch = client.wait_ended(work, 240)
         assert batch.status == "completed"
         assert batch.request_counts is not None
         assert batch.request_counts.total == 400
@@ -58,8 +59,8 @@ def test_a_worker_that_keeps_dying_is_announced(tmp_path: Path) -> None:
     with LocalStack(tmp_path / "home", only=only, settings_overrides=settings) as stack:
         worker = stack.service("worker-1")
         for _ in range(3):
-            worker.wait_restarted(worker.kill(), 30)
-        deadline = time.monotonic() + 30
+            worker.wait_restarted(worker.kill(), 120)
+        deadline = time.monotonic() + 120
         while not recorded(stack.settings, WorkerCrashLooping):
             assert time.monotonic() < deadline, "nobody announced it"
         (event,) = recorded(stack.settings, WorkerCrashLooping)
@@ -67,12 +68,13 @@ def test_a_worker_that_keeps_dying_is_announced(tmp_path: Path) -> None:
 
 
 def test_requests_that_never_end_fail_and_the_batch_completes(tmp_path: Path) -> None:
-    settings = {**FAST, "stuck_job_seconds": 1.5, "stuck_rounds_max": 2, "chunk_requests_max": 10}
+    stuck = {"stuck_job_seconds": 5.0, "stuck_rounds_max": 2, "chunk_requests_max": 10}
+    settings = {**FAST, "lease_seconds": 10.0, **stuck}
     with LocalStack(tmp_path / "home", settings_overrides=settings) as stack:
         client = Client(stack)
         work = make("stuck", 40, model=stack.model_name, marks={13: "[[sim:hang]]"})
         client.submit(work)
-        batch = client.wait_ended(work, 60)
+        batch = client.wait_ended(work, 240)
         assert batch.status == "completed"
         counts = batch.request_counts
         assert counts is not None

@@ -86,8 +86,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
         "webhook_networks_allowed": ["127.0.0.0/8"],
         "webhook_retry_seconds": 0.3,  # then 3.6, then 18: given up before that
         "webhook_retry_seconds_max": 10.0,
-        "webhook_timeout_seconds": 2.0,
-        "leader_lease_seconds": 1.0,
+        "webhook_timeout_seconds": 20.0,
+        "leader_lease_seconds": 3.0,
     }
     home = tmp_path_factory.mktemp("webhooks") / "stack"
     with LocalStack(home, settings_overrides=overrides, orchestrators=2) as running:

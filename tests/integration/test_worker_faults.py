@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.conftest import NatsServer
 from tests.worker_bench import WorkerBench, chat, line_of, until, worker_process
 
 from vllm_batch.aggregates.chunk import ChunkStatus
+from vllm_batch.errors import Rejected
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.events import ChunkReleased, WorkerReady, WorkerStopped
 from vllm_batch.ids import JobId
@@ -36,7 +38,7 @@ def worker_settings(settings: Settings, journal: Path) -> Settings:
             "flush_results": FLUSH_RESULTS,
             "simulated_latency_seconds": 0.02,
             "simulated_journal": journal,
-            "drain_notice_seconds": 6.0,
+            "drain_notice_seconds": 30.0,
         }
     )
 
@@ -52,14 +54,15 @@ def executed(journal: Path) -> Counter[str]:
 
 
 async def until_executed(journal: Path, count: int) -> None:
-    await until(lambda: executed(journal).total() >= count, 30)
+    await until(lambda: executed(journal).total() >= count)
 
 
 async def release_all(bench: WorkerBench, job: JobId) -> None:
     """Do what the leader does when a worker is lost, and offer the chunks again."""
     for number, chunk in (await bench.chunks(job)).items():
         if chunk.status is ChunkStatus.LEASED:
-            await bench.release(job, number)
+            with suppress(Rejected):  # completed at this moment
+                await bench.release(job, number)
         if not chunk.terminal:
             await bench.offer(job, number)
 
@@ -87,7 +90,7 @@ async def test_a_kill_costs_at_most_what_was_in_flight_and_one_flush(
             await worker.wait()
         await release_all(bench, job)
     async with worker_process(worker_settings):
-        await bench.completed(job, 60)
+        await bench.completed(job)
     await check(bench, job, 1500)
     again = executed(journal).total() - 1500
     assert 0 <= again <= 3 * (IN_FLIGHT_MAX + FLUSH_RESULTS)
@@ -97,20 +100,22 @@ async def test_a_kill_costs_at_most_what_was_in_flight_and_one_flush(
 async def test_a_drained_worker_loses_nothing_and_computes_nothing_twice(
     bench: WorkerBench, worker_settings: Settings, journal: Path
 ) -> None:
-    job = await bench.submit(requests(1000))
-    for round_ in range(1, 4):
+    count = 3000
+    job = await bench.submit(requests(count))
+    for _ in range(3):
+        before = executed(journal).total()
         async with worker_process(worker_settings) as worker:
-            await until_executed(journal, round_ * 200)
+            await until_executed(journal, before + 200)
             worker.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(worker.wait(), 10) == 0
+            assert await asyncio.wait_for(worker.wait(), 60) == 0
         chunks = (await bench.chunks(job)).values()
         assert not [chunk for chunk in chunks if chunk.status is ChunkStatus.LEASED]
         assert executed(journal).total() == sum(chunk.completed for chunk in chunks)
         await release_all(bench, job)
     async with worker_process(worker_settings):
-        await bench.completed(job, 60)
-    await check(bench, job, 1000)
-    assert executed(journal).total() == 1000
+        await bench.completed(job)
+    await check(bench, job, count)
+    assert executed(journal).total() == count
     assert set(executed(journal).values()) == {1}
     stops = [r.event for r in await bench.events(subjects.every(WorkerStopped))]
     assert [stop.reason for stop in stops if isinstance(stop, WorkerStopped)][:3] == ["drained"] * 3
@@ -120,15 +125,15 @@ async def test_what_hangs_is_given_back_before_the_notice_is_over(
     bench: WorkerBench, worker_settings: Settings, journal: Path
 ) -> None:
     lines = [*requests(5), *(line_of(f"h{n}", chat(f"[[sim:hang]] {n}")) for n in range(5))]
-    settings = worker_settings.model_copy(update={"drain_notice_seconds": 2.0})
+    settings = worker_settings.model_copy(update={"drain_notice_seconds": 9.0})
     async with worker_process(settings) as worker:
         job = await bench.submit(lines)
         await until_executed(journal, 10)
         worker.send_signal(signal.SIGTERM)
         loop = asyncio.get_running_loop()
         before = loop.time()
-        assert await asyncio.wait_for(worker.wait(), 10) == 0
-        assert 1.0 < loop.time() - before < 3.0
+        assert await asyncio.wait_for(worker.wait(), 60) == 0
+        assert 1.0 < loop.time() - before < 9.0
     assert set(await bench.results(job)) == {f"r{n}" for n in range(5)}
     last = (await bench.events(subjects.chunk(job, 0)))[-1].event
     assert isinstance(last, ChunkReleased)
@@ -147,7 +152,7 @@ async def test_a_second_sigterm_hurries(
         worker.send_signal(signal.SIGTERM)
         await until(lambda: "draining" in capfd.readouterr().err)
         worker.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(worker.wait(), 10) == 0
+        assert await asyncio.wait_for(worker.wait(), 60) == 0
     assert set(await bench.results(job)) == {f"r{n}" for n in range(5)}
     assert (await bench.chunk(job)).status is ChunkStatus.READY
 
@@ -164,7 +169,7 @@ async def test_a_frozen_worker_that_wakes_up_writes_nothing(
         async with worker_process(heir_settings):
             await until_executed(journal, 400)
             zombie.send_signal(signal.SIGCONT)
-            await bench.completed(job, 60)
+            await bench.completed(job)
             await check(bench, job, 800)
             # It still works, for the next job.
             zombie_alive = zombie.returncode is None
@@ -200,7 +205,7 @@ async def test_a_worker_goes_on_when_nats_comes_back(
         assert executed(journal).total() <= at_risk
         nats_server.start()
         await until(lambda: bench.store.connection.client.is_connected)
-        await bench.completed(job, 90)
+        await bench.completed(job)
         assert worker.returncode is None
     await check(bench, job, 1000)
     assert executed(journal).total() == 1000  # nothing was lost, nothing computed twice
@@ -219,7 +224,7 @@ async def test_two_workers_share_a_job(
 
         await until(both_ready)
         job = await bench.submit(requests(2000))
-        await bench.completed(job, 60)
+        await bench.completed(job)
     await check(bench, job, 2000)
     assert executed(journal).total() == 2000
     shares = Counter(recorded.source for recorded in await bench.events("chunk.completed.>"))

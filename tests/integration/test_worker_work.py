@@ -103,7 +103,7 @@ async def test_what_a_cancelled_job_took_is_on_record_too(
         await until(lambda: len(running.agent.holdings) == 0)
     chunk = await bench.chunk(job)
     assert chunk.status is ChunkStatus.READY
-    assert 0.5 <= chunk.effort.engine_seconds < 30
+    assert 0.5 <= chunk.effort.engine_seconds < 60
 
 
 async def test_a_hint_that_comes_twice_is_worked_on_once(
@@ -191,7 +191,7 @@ async def test_the_end_of_a_job_stops_its_requests_at_once(
     lines += [line_of(f"slow{n}", chat("[[sim:hang]]")) for n in range(30)]
     async with running_agent(changed(settings, flush_seconds=30.0)) as running:
         job = await bench.submit(lines)
-        other = await bench.submit([line_of("o", chat("[[sim:sleep=0.3]]"))])
+        other = await bench.submit([line_of("o", chat("[[sim:sleep=2]]"))])
         await until(lambda: running.agent.admission.answered == 1)
         await until(lambda: len(running.agent.holdings) == 2)
         if kind == "cancelled":
@@ -202,13 +202,13 @@ async def test_the_end_of_a_job_stops_its_requests_at_once(
         async def released() -> bool:
             return (await bench.chunk(job)).status is ChunkStatus.READY
 
-        await until(released, 10)
+        await until(released)
         await until(lambda: running.agent.admission.in_flight <= 1)
         await bench.completed(other)
         # Offered again by mistake, it is given back without being worked on.
         await bench.offer(job, 0)
         await until(lambda: has_epoch(bench, job, 2))
-        await until(released, 10)
+        await until(released)
     assert set(await bench.results(job)) == {"quick"}
     events = [recorded.event for recorded in await bench.events(subjects.chunk(job, 0))]
     assert {e.reason for e in events if isinstance(e, ChunkReleased)} == {kind}
@@ -319,7 +319,7 @@ async def test_a_worker_that_was_taken_for_lost_says_it_is_ready_again(
 ) -> None:
     async with running_agent(changed(settings, flush_seconds=0.1)) as running:
         job = await bench.submit([line_of(f"r{n}", chat("[[sim:hang]]")) for n in range(3)])
-        quick = await bench.submit([line_of(f"r{n}", chat("[[sim:sleep=0.5]]")) for n in range(3)])
+        quick = await bench.submit([line_of(f"r{n}", chat("[[sim:sleep=3]]")) for n in range(3)])
         await until(lambda: running.agent.admission.in_flight == 6)
         worker = subjects.aggregate("worker", running.agent.worker_id)
         last = (await bench.events(worker))[-1]

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from vllm_batch.local.spec import ServiceSpec
 from vllm_batch.settings import Settings
 
-_START_SECONDS = 60.0
+_START_SECONDS = 120.0
 _ENGINE_SLACK_SECONDS = 30.0
 _DRAIN_SLACK_SECONDS = 5.0
 
