@@ -126,10 +126,12 @@ def _apply(home: Path | None) -> bool:
     from vllm_batch.local.tools import apply_tools
 
     place = home_of(home)
-    found = state.read(place.state_file).service("nats")
-    if os.environ.get("VLLM_BATCH_NATS_URL") or found is None or found.pid is None:
+    running = state.read(place.state_file)
+    nats = running.service("nats")
+    if os.environ.get("VLLM_BATCH_NATS_URL") or nats is None or nats.pid is None:
         return False
-    asyncio.run(apply_tools(place, settings_of(home), found.pid))
+    port = running.ports["nats_monitor"]
+    asyncio.run(apply_tools(place, settings_of(home), nats.pid, port))
     return True
 
 

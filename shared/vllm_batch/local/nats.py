@@ -29,6 +29,7 @@ from vllm_batch.messaging.permissions import Role
 
 _MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 _PROBE_SECONDS = 2.0
+_RELOAD_SECONDS = 30.0
 _PASSWORD_BYTES = 24
 _RESTART_FREE_BYTES_MIN = 16 * 1024 * 1024
 
@@ -48,7 +49,9 @@ def nats_spec(home: Home, *, port: int, monitor_port: int) -> ServiceSpec:
         free = shutil.disk_usage(home.nats).free
         with contextlib.suppress(FileNotFoundError):  # the store may be a disk of its own
             free = shutil.disk_usage(home.nats / "store").free
-        return free >= _RESTART_FREE_BYTES_MIN and b"write error" in await _health(monitor_port)
+        return free >= _RESTART_FREE_BYTES_MIN and b"write error" in await _get(
+            monitor_port, "/healthz"
+        )
 
     return ServiceSpec(
         name="nats",
@@ -92,12 +95,25 @@ def write_tools(home: Home, tools: Sequence[Tool]) -> bool:
     return True
 
 
-def reload(pid: int) -> None:
-    """Have a running server read who may connect. Raises StackError where it is gone."""
+async def reload(pid: int, monitor_port: int) -> None:
+    """Have a running server read who may connect, and wait until it has.
+
+    Raises StackError where it is gone, or does not read.
+    """
+    before = await _config_load_time(monitor_port)
     try:
         os.kill(pid, signal.SIGHUP)
     except ProcessLookupError as error:
         raise StackError("NATS does not run: what changed counts from its next start") from error
+    try:
+        async with asyncio.timeout(_RELOAD_SECONDS):
+            while await _config_load_time(monitor_port) in {before, ""}:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)  # another process: nothing here tells
+    except TimeoutError as error:
+        raise StackError(
+            f"NATS has not read who may connect within {_RELOAD_SECONDS:.0f} s; see its log "
+            "(vllm-batch logs nats)"
+        ) from error
 
 
 def _write_users(home: Home) -> None:
@@ -143,16 +159,29 @@ def _configuration(home: Home, port: int, monitor_port: int) -> str:
 
 async def _is_healthy(monitor_port: int) -> bool:
     """Tell whether the server says that it and JetStream are up."""
-    return b" 200 " in (await _health(monitor_port)).partition(b"\r\n")[0]
+    return b" 200 " in (await _get(monitor_port, "/healthz")).partition(b"\r\n")[0]
 
 
-async def _health(monitor_port: int) -> bytes:
-    """Return the answer of the server's /healthz, headers included; empty: there is none."""
+async def _config_load_time(monitor_port: int) -> str:
+    """Return when the server last read its configuration; empty: it does not say."""
+    _, _, body = (await _get(monitor_port, "/varz")).partition(b"\r\n\r\n")
+    try:
+        return msgspec.json.decode(body, type=_Varz).config_load_time
+    except msgspec.DecodeError:
+        return ""
+
+
+class _Varz(msgspec.Struct):
+    config_load_time: str
+
+
+async def _get(monitor_port: int, path: str) -> bytes:
+    """Return the server's answer, headers included; empty: there is none."""
     try:
         async with asyncio.timeout(_PROBE_SECONDS):
             reader, writer = await asyncio.open_connection("127.0.0.1", monitor_port)
             try:
-                writer.write(b"GET /healthz HTTP/1.0\r\n\r\n")
+                writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
                 return await reader.read()
             finally:
                 writer.close()

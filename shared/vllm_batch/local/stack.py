@@ -325,7 +325,9 @@ class LocalStack:
         await self._supervisor.start(*(spec.name for spec in servers))
         if self._only - _SERVERS and self._wants("nats"):
             await ensure_api_keys(self.home, self.settings)
-            await apply_tools(self.home, self.settings, self.service("nats").pid)
+            await apply_tools(
+                self.home, self.settings, self.service("nats").pid, self._ports["nats_monitor"]
+            )
             clients = [*map(self._measured, self._clients_of_the_api())]
             self._supervisor.announce(clients)
             gateway += clients
