@@ -120,6 +120,9 @@ class Settings(
     read_your_writes_seconds: float = Field(
         2.0, ge=0, description="longest wait for the projection"
     )
+    read_models_answer_seconds: float = Field(
+        0.8, gt=0, description="longest wait for an answer of Postgres"
+    )
     blob_free_bytes_min: int = Field(64 * MIB, ge=0, description="uploads are refused below this")
 
     # Gateway: orchestrator

@@ -39,6 +39,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
         "simulated_latency_seconds": 0.05,
         "budget_check_seconds": 0.1,
         "read_your_writes_seconds": 60.0,
+        "read_models_answer_seconds": 20.0,
     }
     home = tmp_path_factory.mktemp("projects") / "stack"
     with LocalStack(home, settings_overrides=overrides) as stack:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vllm_batch.health.report import HealthReport
     from vllm_batch.settings import Settings
 
+_POSTGRES_SECONDS = 5.0
 _MARKS = {
     "ok": "[green]✓[/]", "warning": "[yellow]![/]", "critical": "[bold red]✗[/]",
     "unknown": "[magenta]?[/]",
@@ -62,7 +63,7 @@ async def _examine(settings: Settings) -> HealthReport:
     try:
         async with (
             jetstream.connect(settings, source="cli") as store,
-            ReadModels.connect(settings) as lists,
+            ReadModels.connect(settings, answer_seconds=_POSTGRES_SECONDS) as lists,
         ):
 
             async def checkpoint() -> int | None:

@@ -126,7 +126,7 @@ def purge(
 def _all(home: Path | None) -> list[tuple[str, ProjectLimits, ProjectUse]]:
     from vllm_batch import project_limits
     from vllm_batch.cli.service_settings import settings_of
-    from vllm_batch.projections.read_models import ReadModels
+    from vllm_batch.projections.read_models import COMMAND_ANSWER_SECONDS, ReadModels
 
     settings = settings_of(home)
 
@@ -134,7 +134,7 @@ def _all(home: Path | None) -> list[tuple[str, ProjectLimits, ProjectUse]]:
         limits = await project_limits.load(store, settings)
         keys = [row.project for row in await all_keys(store)]
         names = dict.fromkeys([*keys, *(c.project for c in limits.configured)])
-        async with ReadModels.connect(settings) as models:
+        async with ReadModels.connect(settings, answer_seconds=COMMAND_ANSWER_SECONDS) as models:
             return [(name, limits, await models.project_use(name)) for name in names]
 
     return with_store(home, read)

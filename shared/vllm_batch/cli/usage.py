@@ -81,18 +81,18 @@ async def _of_period(
     settings: Settings, since: int, until: int, project: str, *, by_batch: bool
 ) -> list[UsageRow]:
     from vllm_batch.ids import ProjectId
-    from vllm_batch.projections.read_models import ReadModels
+    from vllm_batch.projections.read_models import COMMAND_ANSWER_SECONDS, ReadModels
 
-    async with ReadModels.connect(settings) as models:
+    async with ReadModels.connect(settings, answer_seconds=COMMAND_ANSWER_SECONDS) as models:
         wanted = ProjectId(project) if project else None
         return await models.usage(since, until, wanted, by_batch=by_batch)
 
 
 async def _of_batches(settings: Settings, batches: list[str]) -> list[BatchUsageRow]:
-    from vllm_batch.projections.read_models import ReadModels
+    from vllm_batch.projections.read_models import COMMAND_ANSWER_SECONDS, ReadModels
 
     wanted: list[JobId] = list(batches)  # type: ignore[arg-type]
-    async with ReadModels.connect(settings) as models:
+    async with ReadModels.connect(settings, answer_seconds=COMMAND_ANSWER_SECONDS) as models:
         return await models.batch_usage(wanted)
 
 

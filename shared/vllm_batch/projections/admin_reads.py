@@ -52,8 +52,8 @@ class LabelingSummary(msgspec.Struct, frozen=True, kw_only=True):
 class AdminReads(ReadModels):
     """Questions that cross projects."""
 
-    def __init__(self, pool: Pool, freshness: Freshness) -> None:
-        super().__init__(pool, freshness)
+    def __init__(self, pool: Pool, freshness: Freshness, answer_seconds: float) -> None:
+        super().__init__(pool, freshness, answer_seconds)
         self._sql = {**self._sql, **queries.load("vllm_batch.projections", "admin_reads.sql")}
 
     async def find_batches(

@@ -40,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 Row = TypeVar("Row", bound=msgspec.Struct)
 
-ANSWER_SECONDS = 0.8
+COMMAND_ANSWER_SECONDS = 60.0
 CONNECTIONS_MAX = 8
 SEQ_MAX = 2**63 - 1
 
@@ -48,15 +48,23 @@ SEQ_MAX = 2**63 - 1
 class ReadModels:
     """Questions to the read models; see `connect`."""
 
-    def __init__(self, pool: Pool, freshness: Freshness) -> None:
+    def __init__(self, pool: Pool, freshness: Freshness, answer_seconds: float) -> None:
         self._pool = pool
         self._freshness = freshness
+        self._answer_seconds = answer_seconds
         self._sql = queries.load("vllm_batch.projections", "read_models.sql")
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, settings: Settings) -> AsyncIterator[Self]:
-        """Yield the read models, whether or not Postgres is there now."""
+    async def connect(
+        cls, settings: Settings, *, answer_seconds: float | None = None
+    ) -> AsyncIterator[Self]:
+        """Yield the read models, whether or not Postgres is there now.
+
+        ``answer_seconds``: longest wait for the first connection and for each answer; None: the
+        setting. Commands are more patient than servers: COMMAND_ANSWER_SECONDS.
+        """
+        seconds = answer_seconds or settings.read_models_answer_seconds
         freshness = Freshness(settings)
         listening = asyncio.create_task(freshness.run(), name="read models: freshness")
         pool = asyncpg.create_pool(
@@ -64,8 +72,8 @@ class ReadModels:
         )
         await pool  # opens nothing yet: min_size is 0
         try:
-            await freshness.wait_first_try(ANSWER_SECONDS)
-            yield cls(pool, freshness)
+            await freshness.wait_first_try(seconds)
+            yield cls(pool, freshness, seconds)
         finally:
             await tasks.end(listening)
             try:
@@ -203,13 +211,15 @@ class ReadModels:
         # the caller must not wait for that.
         asking = asyncio.create_task(self._pool.fetch(self._sql[query], *values))
         try:
-            await asyncio.wait({asking}, timeout=ANSWER_SECONDS)
+            await asyncio.wait({asking}, timeout=self._answer_seconds)
         finally:
             if not asking.done():
                 asking.cancel()
                 asking.add_done_callback(_retrieve)
         if not asking.done():
-            raise ProjectionUnavailable(f"the read models did not answer in {ANSWER_SECONDS} s")
+            raise ProjectionUnavailable(
+                f"the read models did not answer in {self._answer_seconds:g} s"
+            )
         try:
             return asking.result()
         except (*AWAY, *NOT_FILLED) as error:
