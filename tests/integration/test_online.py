@@ -207,7 +207,7 @@ async def test_a_client_that_leaves_aborts_its_request(online: Online, stream: b
 
 async def test_a_deadline_ends_a_request(online: Online) -> None:
     async with online.http as http:
-        headers = {"x-request-timeout-seconds": "2"}
+        headers = {"x-request-timeout-seconds": "1"}  # before the first event of a stream, too
         answer = await http.post("/chat/completions", json=chat(SLOW), headers=headers)
         assert answer.status_code == 504
         assert answer.json()["error"]["code"] == "timeout"

@@ -122,6 +122,35 @@ async def test_two_gateways_allow_no_more_than_one(api: Gateway, admin: httpx2.A
         second.hold()
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_tokens_per_minute_of_a_stream_that_says_nothing_of_them(
+    api: Gateway, admin: httpx2.AsyncClient, leaves: bool
+) -> None:
+    project = ids.new("p")
+    key = await api.new_key(project)
+    await limit(admin, project, tokens_per_minute=3)
+    body = {"model": api.stack.model_name, "prompt": "[[sim:sleep=1]] Hello", "stream": True}
+    await early_in_a_minute()
+    async with api.http(key) as http:
+        async with http.stream("POST", "/completions", json=body) as answer:
+            assert answer.status_code == 200
+            events = []
+            async for line in answer.aiter_lines():
+                events += [line] if line.startswith("data: ") else []
+                if leaves and len(events) == 5:
+                    break
+        if not leaves:
+            assert events[-1] == "data: [DONE]"
+            assert "usage" not in "".join(events)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while (
+                answer := await http.post("/completions", json=body | {"stream": False})
+            ).is_success:
+                await asyncio.sleep(0.02)
+        assert answer.status_code == 429
+        assert answer.headers["x-ratelimit-remaining-tokens"] == "0"
+
+
 async def test_stored_bytes(api: Gateway, admin: httpx2.AsyncClient) -> None:
     project = ids.new("p")
     content = lines(api, 3)

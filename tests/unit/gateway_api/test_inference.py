@@ -6,26 +6,7 @@ import msgspec
 import pytest
 
 from batch_gateway.api.inference_errors import Broken, nobody_there, overloaded
-from batch_gateway.api.inference_run import _usage_in
 from vllm_batch import online
-
-
-@pytest.mark.parametrize(
-    ("answer", "tokens"),
-    [
-        (b'{"usage":{"prompt_tokens":3,"completion_tokens":4}}', (3, 4)),
-        (b'data: {"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\ndata: [DONE]\n\n', (3, 4)),
-        (
-            b'event: x\ndata: {"response":{"usage":{"input_tokens":5,"output_tokens":6}}}\n\n',
-            (5, 6),
-        ),
-        (b'{"usage":{"prompt_tokens":3}}', (3, 0)),
-        (b"", (0, 0)),
-        (b"data: {", (0, 0)),
-    ],
-)
-def test_usage_is_found_where_the_engine_says_it(answer: bytes, tokens: tuple[int, int]) -> None:
-    assert _usage_in(answer) == tokens
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from batch_gateway.api.errors import HttpRefusal, missing, too_large
 from batch_gateway.api.inference_calls import OnlineAnswer, OnlineWork
 from batch_gateway.api.inference_errors import Broken, unknown_model
 from batch_gateway.api.request_body import check_depth, invalid
+from batch_gateway.api.stream_usage import StreamUsage, Tokens, tokens_in, with_usage
 from batch_gateway.api.streaming import EVENT_STREAM, UNBUFFERED, StreamedResponse
 from vllm_batch import tasks
 from vllm_batch.errors import InvalidInput
@@ -26,7 +27,6 @@ from vllm_batch.online import ENVELOPE_BYTES_MAX
 log = structlog.get_logger(__name__)
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-_USAGE = b'"usage":{'
 _T = TypeVar("_T")
 
 
@@ -34,23 +34,11 @@ class _Wish(msgspec.Struct):
     model: str | None = None
 
 
-class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-
-
-class _Used(msgspec.Struct):
-    usage: _Usage | None = None
-    response: _Used | None = None
-
-
 class Finished(NamedTuple):
     """An online request that is over: the one place where all is known of it.
 
     ``outcome``: ok, left (the client went), or the code of an error. Tokens are what the engine
-    said, 0 where it did not: a stream says so only when asked to (``stream_options``).
+    said, or at least used: see `stream_usage`.
     """
 
     endpoint: str
@@ -73,10 +61,10 @@ class OnlineRun:
         self._api = api
         self._caller = caller
         self._endpoint = endpoint
-        self._body = body
+        self._body, self._usage_hidden = with_usage(endpoint, body)
         self._began = api.clock.monotonic()
         self._first_byte = 0.0
-        self._last_usage = b""
+        self._used = Tokens()
         self._streamed = False
 
     @property
@@ -118,7 +106,7 @@ class OnlineRun:
         status, outcome = answer.status, "left"
         try:
             body = await unless_left(request, gather())
-            self._last_usage, outcome = body, "ok"
+            self._used, outcome = tokens_in(body) or Tokens(), "ok"
             return body
         except Broken as error:
             status, outcome = error.status, error.code
@@ -130,23 +118,24 @@ class OnlineRun:
     async def events(self, answer: OnlineAnswer) -> AsyncGenerator[bytes, None]:
         """Yield a streamed answer as it comes; what breaks it becomes its last event."""
         self._streamed = True
-        outcome, ends_event = "left", True
+        outcome, usage = "left", StreamUsage(hidden=self._usage_hidden)
         try:
             async for piece in answer.pieces:
-                if _USAGE in piece:
-                    self._last_usage = piece
-                ends_event = piece.endswith(b"\n\n")
-                yield piece
+                if passing := usage.feed(piece):
+                    yield passing
+            if passing := usage.rest():
+                yield passing
             outcome = "ok"
         except Broken as error:
             outcome = error.code
-            yield error.event() if ends_event else b"\n\n" + error.event()
+            yield error.event()  # of an event that had begun, nothing has gone out
         finally:
             await answer.pieces.aclose()
+            self._used = usage.tokens
             self._finish(answer.status, outcome)
 
     def _finish(self, status: int, outcome: str) -> None:
-        used = _usage_in(self._last_usage)
+        used = self._used
         finished = Finished(
             self._endpoint, self.model, status, outcome, round(self.seconds, 4),
             round(self._first_byte, 4), *used,
@@ -159,7 +148,7 @@ class OnlineRun:
         project = self._caller.project
         self._api.rates.spend(project, self._api.limits.of(project), sum(used))
         failed = outcome != "ok" or status >= 400
-        usage = Usage(input_tokens=used[0], output_tokens=used[1])
+        usage = Usage(input_tokens=used.input, output_tokens=used.output)
         self._api.meter.count(
             self._caller, self.model, failed=failed, usage=usage, seconds=self.seconds
         )
@@ -290,17 +279,3 @@ def _online(api: Dependencies) -> OnlineWork:
     if api.online is None:
         raise HttpRefusal(503, "This gateway is not connected.", code="not_connected")
     return api.online
-
-
-def _usage_in(answer: bytes) -> tuple[int, int]:
-    """Return the input and output tokens that an answer, or some of its events, speaks of."""
-    for line in reversed(answer.splitlines()):
-        try:
-            said = msgspec.json.decode(line.removeprefix(b"data: "), type=_Used)
-        except (msgspec.DecodeError, RecursionError):
-            continue
-        used = said.usage or (said.response and said.response.usage)
-        if used:
-            entered = used.prompt_tokens or used.input_tokens or 0
-            return entered, used.completion_tokens or used.output_tokens or 0
-    return 0, 0
