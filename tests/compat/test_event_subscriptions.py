@@ -176,6 +176,25 @@ async def test_a_websocket_brings_the_same_events(api: Gateway) -> None:
     assert after["data"]["file_id"] == later
 
 
+@pytest.mark.parametrize("path", ["events", "events?types=file.*"])
+async def test_a_key_without_the_scope_follows_nothing_in_either_way(
+    api: Gateway, path: str
+) -> None:
+    async with api.store() as store:
+        _, secret = await api_keys.create(store, project="p", scopes=["inference"])
+    await api.wait_until_known(secret)
+    async with api.http(secret) as http:
+        refused = await http.get(f"/{path}")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (
+        403, "insufficient_permissions"
+    )  # fmt: skip
+    with pytest.raises(InvalidStatus) as denied:
+        async with websocket(api, secret, path.partition("?")[2]):
+            pass
+    assert denied.value.response.status_code == 403
+    assert json.loads(denied.value.response.body) == refused.json()
+
+
 @pytest.mark.parametrize(("key", "status"), [("wrong", 401), (None, 400)])
 async def test_a_refused_websocket_gets_the_envelope(
     api: Gateway, key: str | None, status: int

@@ -156,6 +156,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "chat, stream, refused": (CHAT, STREAM | {"max_tokens": -1}),
     "text": (TEXT, {"logprobs": 2, "echo": True}),
     "text, several": (TEXT, SEVERAL | {"prompt": ["One, two,", "Red, green,"]}),
+    "text, stream of text alone": (TEXT, STREAM),
     "text, stream": (TEXT, STREAM | {"stream_options": {"include_usage": True}, "logprobs": 1}),
     "response": (RESPONSE, {}),
     "response, stream": (RESPONSE, STREAM),

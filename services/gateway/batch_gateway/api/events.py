@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Query, Request, WebSocket, WebSocketDisconnect
-from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from batch_gateway.api.answers import DOCUMENTED_ERRORS, answer
@@ -22,6 +21,7 @@ from batch_gateway.api.authentication import Caller
 from batch_gateway.api.dependencies import Api, CalledBy, Dependencies
 from batch_gateway.api.errors import HttpRefusal, response_to
 from batch_gateway.api.event_access import wanted_subjects
+from batch_gateway.api.gate import caller_of
 from batch_gateway.api.request_body import invalid
 from batch_gateway.api.streaming import (
     EVENT_STREAM,
@@ -66,10 +66,10 @@ def cloud_event(recorded: Recorded) -> bytes:
 async def _follow(
     api: Dependencies, caller: Caller, wanted: list[str], after: int
 ) -> AsyncGenerator[Recorded, None]:
-    """Yield what ``caller`` may see; ends when its key counts no more."""
+    """Yield what ``caller`` may see; ends when its key counts no more, or its project is closed."""
     async with closing(api.store.follow(wanted, after=after)) as batches:
         async for batch in batches:
-            if not api.keys.still_counts(caller):
+            if not api.keys.still_counts(caller) or api.limits.is_closed(caller.project):
                 return
             for recorded in await api.owners.visible(caller, batch):
                 yield recorded
@@ -117,10 +117,7 @@ async def follow_over_websocket(socket: WebSocket) -> None:
     """Follow events over a WebSocket: a text message each. Same parameters, key and resumption
     (``from`` a sequence) as `stream_events`."""
     api: Dependencies = socket.app.state.dependencies
-    caller = api.keys.find(Headers(scope=socket.scope).get("authorization"))
-    if caller is None:
-        await _refuse(socket, HttpRefusal(401, "A key is needed.", code="invalid_api_key"))
-        return
+    caller = caller_of(socket.scope)
     query = socket.query_params
     try:
         wanted = wanted_subjects(caller, query.get("types", ""))

@@ -31,7 +31,7 @@ class Gate:
 
         Notes in ``scope["state"]`` who is calling, and the headers that the answer is to have.
         """
-        path, method = scope["path"], scope["method"]
+        path, method = scope["path"], scope.get("method", "GET")  # a WebSocket begins as a GET
         if root_of(path) is None:
             return None
         headers = Headers(scope=scope)

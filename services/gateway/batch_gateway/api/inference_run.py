@@ -123,12 +123,12 @@ class OnlineRun:
             async for piece in answer.pieces:
                 if passing := usage.feed(piece):
                     yield passing
-            if passing := usage.rest():
+            if passing := usage.end(broken=False):
                 yield passing
             outcome = "ok"
         except Broken as error:
             outcome = error.code
-            yield error.event()  # of an event that had begun, nothing has gone out
+            yield usage.end(broken=True) + error.event()
         finally:
             await answer.pieces.aclose()
             self._used = usage.tokens

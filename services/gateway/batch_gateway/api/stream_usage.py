@@ -2,13 +2,15 @@
 
 An engine says what a stream of completions used only when ``stream_options.include_usage`` is set,
 in one event at its end (`OpenAI's reference <https://platform.openai.com/docs/api-reference>`_). So
-the option is always set, and the event is kept from clients that did not ask for it: what they get
-is byte for byte what the engine would have sent. A stream that ends before that event is counted
-as a token for each event that came.
+the option is always set, and the event is kept from clients that did not ask for it. vLLM moves the
+``system_fingerprint`` from the event before into that one (seen with 0.32); it is moved back, so
+that the client gets byte for byte what the engine would have sent. Of several choices (``n``) only
+the last to end has it. A stream that ends early is counted as a token for each event that came.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ _ASKABLE = frozenset({"/v1/chat/completions", "/v1/completions"})
 _TRUE = frozenset({"1", "on", "t", "true", "y", "yes"})
 _USAGE = b'"usage"'
 _DONE = b"data: [DONE]"
+_FINISHED = re.compile(rb'"finish_reason":\s*"')
 _BOUNDARIES = (b"\n\n", b"\r\n\r\n")
 
 
@@ -39,6 +42,7 @@ class _Usage(msgspec.Struct):
 class _Said(msgspec.Struct):
     usage: _Usage | None = None
     response: _Said | None = None
+    system_fingerprint: str | None = None
     choices: list[msgspec.Raw] | None = None
 
 
@@ -61,7 +65,9 @@ def with_usage(endpoint: str, body: bytes) -> tuple[bytes, bool]:
     if _means_true(options.get("include_usage")):
         return body, False
     fields: dict[str, Any] = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    fields["stream_options"] = {**options, "include_usage": True}
+    fields["stream_options"] = {
+        **options, "include_usage": True, "continuous_usage_stats": False
+    }  # fmt: skip
     return msgspec.json.encode(fields), True
 
 
@@ -79,6 +85,7 @@ class StreamUsage:
     def __init__(self, *, hidden: bool) -> None:
         self._hidden = hidden
         self._begun = b""
+        self._finished = b""
         self._events = 0
         self._said: Tokens | None = None
 
@@ -96,33 +103,42 @@ class StreamUsage:
         if not end and len(begun) > EVENT_BYTES_MAX:
             end = len(begun)
         self._begun = begun[end:]
-        return self._passing(begun[:end])
+        return b"".join(map(self._pass, _split(begun[:end])))
 
-    def rest(self) -> bytes:
-        """Return what came after the last whole event, when the stream has ended."""
-        rest, self._begun = self._begun, b""
-        return self._passing(rest)
+    def end(self, *, broken: bool) -> bytes:
+        """Return what was kept back when the stream has ended; of a ``broken`` one whole events."""
+        rest = b"" if broken else self._begun
+        finished, self._finished, self._begun = self._finished, b"", b""
+        return finished + rest
 
-    def _passing(self, events: bytes) -> bytes:
-        self._events += events.count(b"data: ") - events.count(_DONE)
-        if _USAGE not in events:
-            return events
-        return b"".join(event for event in _split(events) if not self._is_kept_back(event))
+    def _pass(self, event: bytes) -> bytes:
+        """Return what may go on now that ``event`` is there."""
+        self._events += event.startswith(b"data:") and not event.startswith(_DONE)
+        before, self._finished = self._finished, b""
+        if _USAGE in event:
+            said = _said_in(event)
+            self._said = _tokens_of(said) or self._said
+            if self._hidden and said.usage and said.choices == []:
+                return _stamped(before, said.system_fingerprint)
+        if self._hidden and _FINISHED.search(event):
+            self._finished = event
+            return before
+        return before + event
 
-    def _is_kept_back(self, event: bytes) -> bool:
-        said = _said_in(event)
-        tokens = _tokens_of(said)
-        if tokens is None:
-            return False
-        self._said = tokens
-        return self._hidden and said.choices == []
+
+def _stamped(event: bytes, fingerprint: str | None) -> bytes:
+    """Return the event with the fingerprint of its engine, where it has none."""
+    if not fingerprint or b'"system_fingerprint"' in event or b"}" not in event:
+        return event
+    head, _, end = event.rpartition(b"}")
+    return b'%b,"system_fingerprint":%b}%b' % (head, msgspec.json.encode(fingerprint), end)
 
 
 def _split(events: bytes) -> list[bytes]:
     """Return each event with what ends it."""
     mark = _BOUNDARIES[1] if _BOUNDARIES[1] in events else _BOUNDARIES[0]
     *whole, rest = events.split(mark)
-    return [*(event + mark for event in whole), rest]
+    return [*(event + mark for event in whole), *([rest] if rest else [])]
 
 
 def _said_in(answer: bytes) -> _Said:
