@@ -67,9 +67,11 @@ class ProjectLimits:
         self._waiting = [entry for entry in self._waiting if not entry[1].done()]
         match recorded.event:
             case ProjectConfigured(project=project) as configured:
+                before = self._configured.get(project)
                 self._configured[project] = configured
-                for key in [key for key in self._reached if key[0] == project]:
-                    del self._reached[key]  # another budget may be there: it is looked at anew
+                if before is None or before.budget_per_month != configured.budget_per_month:
+                    for key in [key for key in self._reached if key[0] == project]:
+                        del self._reached[key]  # another budget is looked at anew
             case ProjectBudgetReached(project=project, month=month, share=share, budget=budget):
                 given = self._configured.get(project)
                 if given is not None and given.budget_per_month == budget:
@@ -104,6 +106,10 @@ class ProjectLimits:
         """Tell whether the month's budget is used up and stops the project."""
         spent = self.reached_share(project, month_of(now)) >= 1.0
         return spent and self.of(project).budget_stops
+
+    def given(self, project: ProjectId) -> ProjectConfigured | None:
+        """Return what was configured for ``project`` last, None for nothing."""
+        return self._configured.get(project)
 
     @property
     def configured(self) -> list[ProjectConfigured]:

@@ -390,6 +390,14 @@ async def test_the_commands(api: Gateway) -> None:
         return Answer(api.stack, "project", *arguments)
 
     assert said("limit", project, "--requests-per-minute", "7", "--stop").code is ExitCode.DONE
+    changed = json.loads(said("limit", project, "--tokens-per-minute", "9", "--json").out)
+    assert (changed["requests_per_minute"], changed["tokens_per_minute"]) == (7, 9)
+    assert changed["budget_stops"] is True
+    changed = json.loads(said("limit", project, "--reset", "--stop", "--json").out)
+    assert (changed["requests_per_minute"], changed["tokens_per_minute"]) == (0, 0)
+    said("limit", project, "--requests-per-minute", "7")
+    table = said("limit", project).out  # nothing given: only shown
+    assert "requests_per_minute" in table
     listed = {row["project"]: row for row in json.loads(said("list", "--json").out)}
     assert listed[project]["requests_per_minute"] == 7
     assert listed[project]["budget_stops"] is True

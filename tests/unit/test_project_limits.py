@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
+
 from vllm_batch import ids, project_limits
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events.project import ProjectBudgetReached, ProjectConfigured
@@ -28,5 +30,14 @@ async def test_what_was_said_of_a_budget_that_was_raised_meanwhile_stops_nobody(
     limits = await project_limits.load(store, Settings())
     assert not limits.out_of_budget(ETL, NOW)
     await project_limits.record(store, reached(50.0))
+    limits = await project_limits.load(store, Settings())
+    assert limits.out_of_budget(ETL, NOW)
+
+
+async def test_a_change_of_another_limit_does_not_reopen_a_project_that_was_stopped() -> None:
+    store = MemoryEventStore()
+    given = ProjectConfigured(**WHO, budget_per_month=5.0, budget_stops=True)  # type: ignore[arg-type]
+    for event in (given, reached(5.0), msgspec.structs.replace(given, requests_per_minute=60)):
+        await project_limits.record(store, event)
     limits = await project_limits.load(store, Settings())
     assert limits.out_of_budget(ETL, NOW)

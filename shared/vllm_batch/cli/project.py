@@ -9,8 +9,9 @@ import getpass
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 
 from vllm_batch.cli import output
@@ -21,7 +22,8 @@ from vllm_batch.errors import NotFound
 
 if TYPE_CHECKING:
     from vllm_batch.event_store import EventStore
-    from vllm_batch.project_limits import ProjectLimits
+    from vllm_batch.ids import ProjectId
+    from vllm_batch.project_limits import Limits, ProjectLimits
     from vllm_batch.projections.rows import ProjectUse
 
 _NAME = re.compile(r"[\w.-]{1,64}")
@@ -72,28 +74,51 @@ def limit(
         float | None, typer.Option(min=0, help="In the currency of the models' prices.")
     ] = None,
     stop: Annotated[
-        bool, typer.Option("--stop/--warn", help="What happens when the budget is used up.")
+        bool | None, typer.Option("--stop/--warn", help="What happens when the budget is used up.")
+    ] = None,
+    reset: Annotated[
+        bool, typer.Option("--reset", help="Begin from the defaults, not from what counts now.")
     ] = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Set a project's limits: all of them. 0 is no limit; what is not given is the default."""
-    from vllm_batch import ids, project_limits
-    from vllm_batch.events.project import ProjectConfigured
+    """Set limits of a project, and show them all. 0 is no limit; what is not given stays."""
+    from vllm_batch import ids
 
     if not _NAME.fullmatch(project):
         raise typer.BadParameter("1 to 64 letters, digits, dots, dashes, underscores")
-    event = ProjectConfigured(
-        project_key=ids.project_key(project), project=ids.ProjectId(project),
-        requested_by=getpass.getuser(), requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute, queued_requests_max=queued_requests_max,
-        storage_bytes_max=storage_bytes_max, budget_per_month=budget_per_month, budget_stops=stop,
-    )  # fmt: skip
-    with_store(home, lambda store: project_limits.record(store, event))
+    wanted = {
+        "requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute,
+        "queued_requests_max": queued_requests_max, "storage_bytes_max": storage_bytes_max,
+        "budget_per_month": budget_per_month, "budget_stops": stop,
+    }  # fmt: skip
+    given = {name: value for name, value in wanted.items() if value is not None}
+    limits = _change(home, ids.ProjectId(project), given, reset=reset)._asdict()
     if as_json:
-        output.print_json({"project": project, "configured": True})
-    else:
-        print(f"the limits of {project} count from now on")
+        output.print_json({"project": project, **limits})
+        return
+    shown = ((name, "-" if value in {0, None} else str(value)) for name, value in limits.items())
+    print_rows((f"{project}: limit", "from now on"), shown)
+
+
+def _change(home: Path | None, project: ProjectId, given: dict[str, Any], *, reset: bool) -> Limits:
+    """Record what changes, if anything does; return the limits that count then."""
+    from vllm_batch import ids, project_limits
+    from vllm_batch.cli.service_settings import settings_of
+    from vllm_batch.events.project import ProjectConfigured
+
+    async def deed(store: EventStore) -> Limits:
+        limits = await project_limits.load(store, settings_of(home))
+        if given or reset:
+            before = None if reset else limits.given(project)
+            fields = msgspec.structs.asdict(before) if before else {}
+            key = ids.project_key(project)
+            who = {"project_key": key, "project": project, "requested_by": getpass.getuser()}
+            event = ProjectConfigured(**{**fields, **given, **who})
+            limits.apply(await project_limits.record(store, event))
+        return limits.of(project)
+
+    return with_store(home, deed)
 
 
 @app.command()
