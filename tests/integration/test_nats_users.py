@@ -206,6 +206,7 @@ async def test_no_service_deletes_what_was_recorded(
             "$JS.API.STREAM.MSG.DELETE.EVENTS",
             "$JS.API.STREAM.DELETE.WORK",
             "$JS.API.STREAM.RESTORE.EVENTS",
+            "$JS.API.STREAM.UPDATE.EVENTS",
             "$JS.API.CONSUMER.DELETE.EVENTS.tool-other",
         ):
             assert await user.refuses_to_publish(request), request

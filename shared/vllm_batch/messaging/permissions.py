@@ -226,7 +226,7 @@ def _requests(duty: _Duty) -> list[str]:
         allowed += [f"{_API}.CONSUMER.CREATE.{EVENTS}.*.{subject}" for subject in duty.reads]
     if duty.makes_streams:
         for stream in (EVENTS, WORK, TELEMETRY):
-            allowed += [f"{_API}.STREAM.CREATE.{stream}", f"{_API}.STREAM.UPDATE.{stream}"]
+            allowed.append(f"{_API}.STREAM.CREATE.{stream}")  # the operator changes them
     if duty.leads:
         allowed += [
             f"{_API}.STREAM.CREATE.{LEADERS}",
