@@ -7,6 +7,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,11 @@ def test_the_official_client_verifies_what_is_delivered_once(
     )
     assert (delivery["attempts"], delivery["last_status"]) == (1, 204)
     assert delivery["id"] == headers["webhook-id"] == event.id
+    cloud = {name: headers[f"ce-{name}"] for name in ("specversion", "id", "type", "subject")}
+    assert cloud == {"specversion": "1.0", "id": event.id, "type": event.type, "subject": batch}
+    assert datetime.fromisoformat(headers["ce-time"]).timestamp() == pytest.approx(
+        event.created_at, abs=1
+    )
 
     result = client.webhooks.test(made.id, event_type="batch.expired")
     assert result.status_code == 204
@@ -192,6 +199,15 @@ def test_an_endpoint_that_says_gone_is_disabled_at_once(
     batch = run_batch(stack, client)
     wait_until(lambda: client.webhooks.retrieve(made.id).to_dict()["status"] != "active")
     assert len(receiver.of(batch)) == 1
+
+
+def test_each_of_many_rotations_at_once_makes_a_secret_of_its_own(
+    client: openai.OpenAI, receiver: Receiver
+) -> None:
+    made = client.webhooks.create(name="n", url=receiver.url, event_types=["batch.completed"])
+    with ThreadPoolExecutor(8) as together:
+        rotated = list(together.map(lambda _: client.webhooks.rotate_secret(made.id), range(8)))
+    assert len({one.signing_secret for one in rotated}) == 8
 
 
 def test_the_next_leader_goes_on_where_the_last_one_died(

@@ -6,6 +6,7 @@ delivery leaves from here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Annotated
 
@@ -30,7 +31,7 @@ from batch_gateway.api.webhook_objects import (
 from batch_gateway.webhooks import signing
 from batch_gateway.webhooks.ledger import Ledger
 from batch_gateway.webhooks.public_http import AllowedAddresses, PublicHttp, Unreachable
-from batch_gateway.webhooks.sender import body_of
+from batch_gateway.webhooks.sender import body_of, cloud_event_headers
 from vllm_batch.aggregates import webhook as rules
 from vllm_batch.aggregates.webhook import Delivery, Endpoint
 from vllm_batch.errors import NotFound, Rejected
@@ -105,11 +106,15 @@ async def _find(api: Dependencies, project: ProjectId, endpoint_id: str) -> Endp
     raise NotFound(f"No webhook endpoint found with id '{shown(endpoint_id)}'.")
 
 
-async def _change(api: Dependencies, endpoint_id: str, event: Event) -> Endpoint:
+async def _change(
+    api: Dependencies, endpoint_id: str, event_of: Callable[[Endpoint], Event]
+) -> Endpoint:
+    """Record what follows from the endpoint as it is at that moment; return what it is then."""
+
     def decide(state: Endpoint | None) -> Event:
         if state is None or state.deleted:
             raise Rejected("the endpoint was deleted")
-        return event
+        return event_of(state)
 
     subject = subjects.aggregate("webhook", endpoint_id)
     recorded, before = await append_decided(api.store, subject, rules.evolve_endpoint, decide)
@@ -174,17 +179,21 @@ async def update_endpoint(
     """Change name, URL or types; what is not given stays."""
     body = await read_object(request, api.settings)
     asked = wanted(body, _allowed(api), complete=False)
-    before = await _find(api, caller.project, endpoint_id)
-    after = WebhookEndpointUpdated(
-        endpoint_id=endpoint_id,
-        name=asked.name or before.name,
-        url=asked.url or before.url,
-        event_types=asked.event_types or before.event_types,
-        requested_by=caller.key_id,
-    )
-    if (after.name, after.url, after.event_types) != (before.name, before.url, before.event_types):
-        before = await _change(api, endpoint_id, after)
-    return answer(endpoint_object(before, _key(api)))
+    found = await _find(api, caller.project, endpoint_id)
+
+    def updated(before: Endpoint) -> WebhookEndpointUpdated:
+        return WebhookEndpointUpdated(
+            endpoint_id=endpoint_id,
+            name=asked.name or before.name,
+            url=asked.url or before.url,
+            event_types=asked.event_types or before.event_types,
+            requested_by=caller.key_id,
+        )
+
+    after = updated(found)
+    if (after.name, after.url, after.event_types) != (found.name, found.url, found.event_types):
+        found = await _change(api, endpoint_id, updated)
+    return answer(endpoint_object(found, _key(api)))
 
 
 @router.delete("/webhook_endpoints/{endpoint_id}", responses=documented(Deleted))
@@ -192,7 +201,7 @@ async def delete_endpoint(endpoint_id: str, api: Api, caller: CalledBy) -> Respo
     """Delete an endpoint and what was still to be delivered to it."""
     await _find(api, caller.project, endpoint_id)
     event = WebhookEndpointDeleted(endpoint_id=endpoint_id, requested_by=caller.key_id)
-    await _change(api, endpoint_id, event)
+    await _change(api, endpoint_id, lambda _: event)
     return answer(Deleted(id=endpoint_id))
 
 
@@ -205,12 +214,15 @@ async def rotate_secret(endpoint_id: str, request: Request, api: Api, caller: Ca
     keep = body.get("keep_old_secret_active_for_24_hours", False)
     if not isinstance(keep, bool):
         raise wrong_type("keep_old_secret_active_for_24_hours", "a boolean", keep)
-    found = await _find(api, caller.project, endpoint_id)
+    await _find(api, caller.project, endpoint_id)
     old_until = api.clock.now() + timedelta(seconds=OLD_SECRET_SECONDS) if keep else None
-    rotated = WebhookSecretRotated(
-        endpoint_id=endpoint_id, generation=found.generation + 1, old_until=old_until,
-        requested_by=caller.key_id,
-    )  # fmt: skip
+
+    def rotated(before: Endpoint) -> WebhookSecretRotated:
+        return WebhookSecretRotated(
+            endpoint_id=endpoint_id, generation=before.generation + 1, old_until=old_until,
+            requested_by=caller.key_id,
+        )  # fmt: skip
+
     changed = await _change(api, endpoint_id, rotated)
     return answer(endpoint_object(changed, _key(api), reveal=True))
 
@@ -228,7 +240,8 @@ async def test_endpoint(endpoint_id: str, request: Request, api: Api, caller: Ca
         first_at=now, due=now,
     )  # fmt: skip
     text = body_of(sample)
-    headers = signing.headers(_key(api), endpoint, sample.delivery_id, text, now)
+    signed = signing.headers(_key(api), endpoint, sample.delivery_id, text, now)
+    headers = {**cloud_event_headers(sample), **signed}
     http = PublicHttp(_allowed(api), api.settings.webhook_timeout_seconds)
     try:
         status = await http.post(endpoint.url, text, headers)

@@ -60,6 +60,21 @@ def body_of(delivery: Delivery) -> str:
     ).decode()
 
 
+def cloud_event_headers(delivery: Delivery) -> dict[str, str]:
+    """Return the attributes that events have over NATS and SSE, as CloudEvents puts them in HTTP.
+
+    Source: CloudEvents 1.0, HTTP protocol binding, binary content mode.
+    """
+    return {
+        "ce-specversion": "1.0",
+        "ce-id": delivery.delivery_id,
+        "ce-source": "orchestrator",
+        "ce-type": delivery.event_type,
+        "ce-subject": delivery.job_id,
+        "ce-time": delivery.created_at.isoformat(),
+    }
+
+
 class Sender:
     """The duty. ``post`` sends a body to a URL and returns the status."""
 
@@ -236,7 +251,8 @@ class Sender:
         status: int | None = None
         try:
             key = self._settings.secret_key.get_secret_value()
-            headers = signing.headers(key, endpoint, delivery.delivery_id, body, now)
+            signed = signing.headers(key, endpoint, delivery.delivery_id, body, now)
+            headers = {**cloud_event_headers(delivery), **signed}
             status = await self._post(endpoint.url, body, headers)
             error = f"it answered {status}"
         except (Unreachable, signing.NoSecretKey) as failure:
