@@ -199,6 +199,35 @@ async def test_stored_bytes_of_calls_at_once_and_of_uploads_in_parts(
     assert kept <= known  # nothing is left of what was refused
 
 
+async def test_what_open_uploads_declare_is_kept_free_for_them(
+    api: Gateway, admin: httpx2.AsyncClient
+) -> None:
+    project = ids.new("p")
+    content = lines(api, 3)
+    await limit(admin, project, storage_bytes_max=2 * len(content))
+    async with api.async_client(await api.new_key(project), max_retries=0) as client:
+
+        async def opened() -> str:
+            upload = await client.uploads.create(
+                bytes=len(content), filename="b.jsonl", mime_type="text/jsonl", purpose="batch"
+            )
+            return upload.id
+
+        first, second = await opened(), await opened()
+        with pytest.raises(openai.RateLimitError, match="in open uploads"):
+            await opened()
+        with pytest.raises(openai.RateLimitError, match="in open uploads"):
+            await client.files.create(file=("a.jsonl", content), purpose="batch")
+        await client.uploads.cancel(first)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while True:
+                with suppress(openai.RateLimitError):  # the cancel comes back from the log
+                    await client.files.create(file=("a.jsonl", content), purpose="batch")
+                    break
+        part = await client.uploads.parts.create(upload_id=second, data=content)
+        assert (await client.uploads.complete(upload_id=second, part_ids=[part.id])).file
+
+
 async def everything(store: EventStore) -> list[Recorded]:
     found: list[Recorded] = []
     async for batch in store.read(subjects.ALL_FILES):

@@ -18,6 +18,7 @@ from batch_gateway.api.gate import caller_of
 from batch_gateway.api.inference_calls import OnlineWork
 from batch_gateway.api.labeling_projects import LabelingProjects
 from batch_gateway.api.meter import Meter
+from batch_gateway.api.open_uploads import OpenUploads
 from batch_gateway.api.rates import Rates
 from batch_gateway.api.reads import Reads
 from vllm_batch import ids
@@ -65,6 +66,7 @@ class Dependencies:
     labeling: LabelingProjects = field(init=False)
     rates: Rates = field(init=False)
     meter: Meter = field(init=False)
+    open_uploads: OpenUploads = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "owners", Owners(self.store))
@@ -72,6 +74,7 @@ class Dependencies:
         object.__setattr__(self, "rates", Rates(lambda: self.clock.now().timestamp()))
         meter = Meter(self.store, self.settings.usage_flush_seconds)
         object.__setattr__(self, "meter", meter)
+        object.__setattr__(self, "open_uploads", OpenUploads(self.clock))
 
 
 async def _dependencies(request: Request) -> Dependencies:

@@ -16,6 +16,7 @@ from batch_gateway.api.authentication import Caller
 from batch_gateway.api.dependencies import Dependencies
 from batch_gateway.api.errors import HttpRefusal
 from vllm_batch.errors import ProjectionUnavailable
+from vllm_batch.ids import UploadId
 from vllm_batch.projections.rows import ProjectUse
 
 log = structlog.get_logger(__name__)
@@ -47,16 +48,23 @@ def project_closed() -> HttpRefusal:
     return HttpRefusal(403, message, code="project_closed")
 
 
-async def check_storage(api: Dependencies, caller: Caller, more_bytes: int) -> None:
-    """Raise HttpRefusal (429) where ``more_bytes`` are more than the project may store."""
+async def check_storage(
+    api: Dependencies, caller: Caller, more_bytes: int, *, upload_id: UploadId | None = None
+) -> None:
+    """Raise HttpRefusal (429) where ``more_bytes`` are more than the project may store.
+
+    What open uploads declared counts as stored, but for the upload that becomes a file now.
+    """
     limit = api.limits.of(caller.project).storage_bytes_max
     if not limit or (use := await _use(api, caller)) is None:
         return
-    if use.storage_bytes + more_bytes > limit:
+    opened = api.open_uploads.declared_bytes(caller.project, besides=upload_id)
+    if use.storage_bytes + opened + more_bytes > limit:
+        open_too = f" and {opened} in open uploads" if opened else ""
         raise HttpRefusal(
             429,
-            f"This project may store {limit} bytes and has {use.storage_bytes}; delete files or "
-            "ask for more.",
+            f"This project may store {limit} bytes and has {use.storage_bytes}{open_too}; delete "
+            "files or ask for more.",
             code="insufficient_quota",
             headers={"x-should-retry": "false"},
         )

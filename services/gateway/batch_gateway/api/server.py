@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 
 import structlog
 
@@ -21,6 +22,7 @@ from vllm_batch.blobs import open_blobs
 from vllm_batch.clock import SystemClock
 from vllm_batch.event_store import jetstream
 from vllm_batch.event_store.folds import keep_up
+from vllm_batch.event_store.starts import sequence_before
 from vllm_batch.messaging import subjects
 from vllm_batch.metrics.api import ApiMetrics
 from vllm_batch.metrics.event_log import EventLogMetrics
@@ -79,6 +81,11 @@ async def connected(
                     clock=clock,
                     metrics=ApiMetrics(exposition.registry),
                 )
+                uploads = dependencies.open_uploads
+                begin = clock.now() - timedelta(seconds=settings.upload_expiry_seconds)
+                uploads.position = await sequence_before(store, begin)
+                follow_uploads = keep_up(store, subjects.ALL_UPLOADS, uploads)
+                following.append(asyncio.create_task(follow_uploads, name="follow uploads"))
                 measuring = ApiMeasuring(dependencies, store)
                 sharing = RateSharing(
                     client, dependencies.rates, limits, settings.rate_share_seconds

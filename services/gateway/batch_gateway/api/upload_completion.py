@@ -132,12 +132,13 @@ async def _record(api: Dependencies, caller: Caller, upload: Upload, intake: Int
     async with AsyncExitStack() as turn:
         try:
             await turn.enter_async_context(quotas.turn(api, caller))
-            await quotas.check_storage(api, caller, event.bytes)
+            await quotas.check_storage(api, caller, event.bytes, upload_id=upload.created.upload_id)
         except BaseException:
             await intake.discard()
             raise
         recorded = await api.store.append(event, expected=0, at=now)
         await api.reads.catch_up(recorded.seq)
+        api.open_uploads.end(upload.created.upload_id)
     return recorded.seq
 
 

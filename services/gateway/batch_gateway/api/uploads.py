@@ -107,7 +107,6 @@ async def create_upload(request: Request, api: Api, caller: CalledBy) -> Respons
     size = checked_integer(body["bytes"], "bytes", 1, bytes_max)
     after_seconds = expiry_seconds(body, "expires_after")
     refuse_without_room(api.blobs, size, api.settings.blob_free_bytes_min)
-    await quotas.check_storage(api, caller, size)
     now = api.clock.now()
     event = UploadCreated(
         upload_id=UploadId(api.new_id("upload_")),
@@ -120,7 +119,10 @@ async def create_upload(request: Request, api: Api, caller: CalledBy) -> Respons
         expires_at=unix(now) + api.settings.upload_expiry_seconds,
         file_expires_after_seconds=after_seconds,
     )
-    recorded = await api.store.append(event, expected=0, at=now)
+    async with quotas.turn(api, caller):
+        await quotas.check_storage(api, caller, size)
+        recorded = await api.store.append(event, expected=0, at=now)
+        api.open_uploads.note(recorded)
     return answer(_upload_object(api, evolve(None, recorded), None))
 
 
