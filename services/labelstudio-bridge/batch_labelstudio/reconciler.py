@@ -23,7 +23,12 @@ from batch_labelstudio.connection import ensure_connected
 from batch_labelstudio.label_studio import Json, LabelStudio
 from batch_labelstudio.recorder import Recorder
 from vllm_batch import tasks
-from vllm_batch.errors import BatchError, EventStoreError, LabelStudioUnavailable
+from vllm_batch.errors import (
+    BatchError,
+    EventStoreError,
+    LabelStudioError,
+    LabelStudioUnavailable,
+)
 from vllm_batch.events import (
     AnnotationDeleted,
     LabelingProjectConfigured,
@@ -95,7 +100,12 @@ class Reconciler:
         if found is None:
             await self._project_gone(project, set(annotations))
             return
-        await self.connect(project)
+        try:
+            await self.connect(project)
+        except LabelStudioUnavailable:
+            raise
+        except LabelStudioError as error:  # where no webhook comes, the walk is all there is
+            log.warning("no webhooks come; only the walk reads", project=project, why=str(error))
         await self._recorder.record(translation.project_state(found))
         seen_tasks: set[str] = set()
         seen_annotations: set[str] = set()
