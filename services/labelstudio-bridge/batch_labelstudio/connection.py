@@ -12,7 +12,9 @@ import structlog
 
 from batch_labelstudio.label_studio import LabelStudio
 from batch_labelstudio.recorder import Recorder
+from vllm_batch.errors import LabelStudioError, LabelStudioUnavailable
 from vllm_batch.events import LabelingProjectConnected
+from vllm_batch.labeling import webhook_address
 from vllm_batch.labeling.webhook_endpoint import PATH, SECRET_HEADER
 from vllm_batch.settings import Settings
 
@@ -49,7 +51,13 @@ async def ensure_connected(
             await label_studio.delete_webhook(str(webhook["id"]))
             log.info("deleted a second webhook", project=project, url=webhook["url"])
     if ours is None:
-        ours = await label_studio.make_webhook({**wanted, "project": int(project)})
+        try:
+            ours = await label_studio.make_webhook({**wanted, "project": int(project)})
+        except LabelStudioUnavailable:
+            raise
+        except LabelStudioError as error:
+            why = webhook_address.refusal(settings.bridge_url)
+            raise LabelStudioError(f"{why} ({error})" if why else str(error)) from error
         log.info("made the webhook", project=project, webhook=ours["id"])
     elif any(ours[name] != value for name, value in wanted.items()):
         await label_studio.change_webhook(str(ours["id"]), {**wanted, "actions": []})

@@ -9,7 +9,7 @@ import nats.errors
 from nats.js.errors import Error as JetStreamError
 
 from vllm_batch.errors import BatchError
-from vllm_batch.health import infrastructure, work
+from vllm_batch.health import infrastructure, labeling, work
 from vllm_batch.health.report import Check, HealthReport, check_of, critical, report_of
 from vllm_batch.health.sources import Sources
 from vllm_batch.settings import Settings
@@ -28,6 +28,7 @@ _CHECKS: tuple[tuple[str, _Look], ...] = (
     ("storage", infrastructure.storage),
     ("webhooks", work.webhooks),
     ("budgets", work.budgets),
+    ("labeling", labeling.webhooks_in),
     ("backup", infrastructure.backups),
 )
 _AWAY = (BatchError, nats.errors.Error, JetStreamError, TimeoutError, OSError)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 from tests.bridge_bench import configured
@@ -14,6 +15,7 @@ from tests.unit.labelstudio.bench import bridge_of
 from tests.unit.labelstudio.configs import CHOICES
 
 from batch_labelstudio.reconciler import Reconciler
+from vllm_batch.errors import LabelStudioError
 from vllm_batch.event_store.memory import MemoryEventStore
 
 AT = "2026-01-01T00:00:00Z"
@@ -52,3 +54,15 @@ async def test_a_webhook_that_is_refused_does_not_keep_the_walk_from_healing(
     assert (view.project.title, view.project.connected) == ("films", None)
     (warning,) = [line for line in lines if line["log_level"] == "warning"]
     assert "Enter a valid URL" in warning["why"]
+
+
+async def test_an_address_that_label_studio_refuses_is_said_to_be_the_reason(
+    tmp_path: Path,
+) -> None:
+    store = MemoryEventStore()
+    await append(store, configured("1"))
+    wanted = {"label_studio_webhook_secret": SecretStr("s"), "bridge_url": "http://bridge:4082"}
+    async with bridge_of(store, tmp_path, one_task, **wanted) as bridge:
+        assert bridge.label_studio is not None
+        with pytest.raises(LabelStudioError, match=r"no host like 'bridge'.*VLLM_BATCH_BRIDGE_URL"):
+            await Reconciler(bridge, bridge.label_studio).connect("1")
