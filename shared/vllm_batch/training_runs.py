@@ -99,6 +99,24 @@ async def request(store: EventStore, project: str, *, requested_by: str) -> Run:
     return await record(store, said)
 
 
+async def cancel(store: EventStore, run_id: str, *, requested_by: str) -> Run:
+    """End a run that is not trained yet; a trainer that has it is refused its next word and stops.
+
+    Raises:
+        NotFound: there is no such run.
+        Rejected: it has ended, or is trained already.
+    """
+    if not ids.is_token(run_id):
+        raise NotFound(f"there is no training run {run_id[:80]}")
+    _, run = await append_decided(
+        store,
+        subjects.aggregate("training", run_id),
+        rules.evolve,
+        lambda state: rules.cancel(state, run_id, requested_by=requested_by),
+    )
+    return run
+
+
 async def roll_back(store: EventStore, project: str, *, requested_by: str) -> Run:
     """Let the version answer again that the project's newest promotion replaced.
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 import msgspec
 
-from vllm_batch.errors import AlreadyDone, LeaseLost, Rejected
+from vllm_batch.errors import AlreadyDone, LeaseLost, NotFound, Rejected
 from vllm_batch.events import (
     Event,
     Recorded,
@@ -50,6 +50,7 @@ class RunStatus(StrEnum):
     FAILED = "failed"
 
 
+_CANCELLABLE = frozenset({RunStatus.REQUESTED, RunStatus.PREPARED, RunStatus.RUNNING})
 ENDED = frozenset({RunStatus.PROMOTED, RunStatus.REJECTED, RunStatus.ROLLED_BACK, RunStatus.FAILED})
 
 RunEvent = (
@@ -175,6 +176,20 @@ def decide(state: Run | None, said: RunEvent, *, trainer: WorkerId | None = None
     if isinstance(said, TrainingPromoted | TrainingRejected):
         _check_numbers(state, said)
     return said
+
+
+def cancel(state: Run | None, run_id: str, *, requested_by: str) -> TrainingFailed:
+    """Return the end of a run that somebody does not want any more.
+
+    Raises:
+        NotFound: there is no such run.
+        Rejected: it has ended, or is trained already and about to be judged.
+    """
+    if state is None:
+        raise NotFound(f"there is no training run {run_id}")
+    if state.status not in _CANCELLABLE:
+        raise Rejected(f"run {run_id} is {state.status}: it can be cancelled until it is trained")
+    return TrainingFailed(run_id=run_id, reason=f"cancelled by {requested_by}")
 
 
 def _check_numbers(state: Run, said: TrainingPromoted | TrainingRejected) -> None:

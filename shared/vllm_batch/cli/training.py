@@ -113,6 +113,21 @@ def export(
 
 
 @app.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="The run (run_…), as `training runs` lists it.")],
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a run that is not trained yet; its project may have another one then."""
+    from vllm_batch import training_runs
+
+    ended = _with_store(
+        home, lambda store: training_runs.cancel(store, run, requested_by=REQUESTED_BY)
+    )
+    _print_run(ended, as_json, f"{ended.run_id} is cancelled")
+
+
+@app.command()
 def rollback(project: ProjectOption, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Let the version answer again that the newest promotion replaced."""
     from vllm_batch import training_runs

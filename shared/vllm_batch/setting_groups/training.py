@@ -23,6 +23,11 @@ class TrainingSettings(BaseModel):
     training_retries_max: int = Field(
         2, ge=0, description="how often a run whose trainer died is tried again"
     )
+    training_wait_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="a run that no trainer takes, though none trains, fails after this",
+    )
     training_silent_seconds: float = Field(
         120.0, gt=0, description="a trainer that says nothing for this long has lost its run"
     )
@@ -37,7 +42,7 @@ class TrainingSettings(BaseModel):
     training_idle_seconds: float = Field(
         0.0,
         ge=0,
-        description="a run waits until no batch was open for this long: for a single GPU; 0: never",
+        description="a trainer waits until no batch was open this long: for a single GPU; 0: never",
     )
     training_seconds_max: float = Field(
         6 * 3600.0, gt=0, description="a training that takes longer is ended"

@@ -17,8 +17,11 @@ from vllm_batch.events import (
     Event,
     LabelingProjectConfigured,
     TrainingFailed,
+    TrainingPrepared,
     TrainingRequested,
+    TrainingStarted,
 )
+from vllm_batch.ids import WorkerId
 from vllm_batch.labeling import projects
 from vllm_batch.labeling.projects import ProjectView
 from vllm_batch.settings import Settings
@@ -148,3 +151,33 @@ async def test_a_trainer_that_says_nothing_has_lost_its_run(seconds: int, silent
     run = await training_runs.record(scene.store, wish)
     now = scene.clock.now() + timedelta(seconds=seconds)
     assert policy.is_silent(run, now, scene.settings) is silent
+
+
+async def test_a_run_that_no_trainer_takes_is_left_but_not_while_one_trains_another() -> None:
+    scene = await Scene(train_after=1).begin()
+    await scene.validate(1)
+    wish = await scene.look()
+    assert wish is not None
+    limit = scene.settings.training_wait_seconds
+    run = await training_runs.record(scene.store, wish)
+    scene.clock.advance(limit - 1)
+    assert not policy.is_left(run, [run], scene.clock.now(), scene.settings)
+    other = await another_run_that_is_trained(scene)
+    scene.clock.advance(limit - 1)
+    assert policy.is_left(run, [run], scene.clock.now(), scene.settings)
+    assert not policy.is_left(run, [run, other], scene.clock.now(), scene.settings)
+    scene.clock.advance(2)
+    assert policy.is_left(run, [run, other], scene.clock.now(), scene.settings)
+
+
+async def another_run_that_is_trained(scene: Scene) -> Run:
+    wish = TrainingRequested(run_id="run_2", project="2", trigger="command", requested_by="me")
+    prepared = TrainingPrepared(
+        run_id="run_2", project="2", dataset_id="d", train_blob="t", validation_blob="v",
+        base_model="b", base_source="/b", alias="a",
+    )  # fmt: skip
+    started = TrainingStarted(run_id="run_2", trainer=WorkerId("t_1"), trainer_name="t")
+    run = await training_runs.record(scene.store, wish)
+    for said in (prepared, started):
+        run = await training_runs.record(scene.store, said)
+    return run

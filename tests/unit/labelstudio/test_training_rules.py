@@ -8,7 +8,7 @@ import pytest
 from vllm_batch import training_runs
 from vllm_batch.aggregates.training import RunStatus
 from vllm_batch.clock import ManualClock
-from vllm_batch.errors import AlreadyDone, LeaseLost, Rejected
+from vllm_batch.errors import AlreadyDone, LeaseLost, NotFound, Rejected
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import (
     TrainingCompleted,
@@ -107,3 +107,24 @@ async def test_what_was_said_is_not_said_again(store: MemoryEventStore) -> None:
     await training_runs.record(store, EVALUATED)
     with pytest.raises(AlreadyDone):
         await training_runs.record(store, EVALUATED)
+
+
+async def test_a_run_is_cancelled_until_it_is_trained_and_its_trainer_hears_of_it(
+    store: MemoryEventStore,
+) -> None:
+    with pytest.raises(NotFound):
+        await training_runs.cancel(store, RUN, requested_by="me")
+    await begin(store)
+    run = await training_runs.cancel(store, RUN, requested_by="me")
+    assert run.failed == TrainingFailed(run_id=RUN, reason="cancelled by me")
+    with pytest.raises(LeaseLost):
+        await training_runs.record(store, PROGRESSED, trainer=ONE)
+    with pytest.raises(Rejected, match="failed"):
+        await training_runs.cancel(store, RUN, requested_by="me")
+
+
+async def test_a_run_that_is_trained_is_judged_and_not_cancelled(store: MemoryEventStore) -> None:
+    await begin(store)
+    await training_runs.record(store, COMPLETED, trainer=ONE)
+    with pytest.raises(Rejected, match="until it is trained"):
+        await training_runs.cancel(store, RUN, requested_by="me")

@@ -24,7 +24,7 @@ from vllm_batch import tasks, training_runs
 from vllm_batch.aggregates.training import Run, RunStatus
 from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import Clock
-from vllm_batch.errors import BatchError, BlobError, LeaseLost, Rejected
+from vllm_batch.errors import BatchError, BlobError, BlobMissing, LeaseLost, Rejected
 from vllm_batch.event_store import EventStore
 from vllm_batch.events import (
     TrainingCompleted,
@@ -66,6 +66,7 @@ class Trainer:
         self._runs = TrainingRuns()
         self._folders = ModelFolders(blobs, settings.home)
         self._backlog = Backlog(settings.training_idle_seconds, clock)
+        self._saying_seconds = settings.training_silent_seconds / 4
         self._folder = settings.home.absolute() / "training"
         self._record = self._folder / f"{settings.worker_name}.json"
 
@@ -92,12 +93,20 @@ class Trainer:
             await tasks.end(watching)
 
     async def _take_what_waits(self) -> None:
+        """Raises the last BlobError of a run that could not be begun: it is tried again."""
+        later: BlobError | None = None
         for run in self._runs.open():
             if self._is_left_behind(run):
                 await self._fail(run, "its trainer was started again", retryable=True)
             elif run.status is RunStatus.PREPARED and run.prepared is not None:
-                await self._backlog.idle()
-                await self._take(run.run_id, run.prepared)
+                try:
+                    await self._take(run, run.prepared)
+                except BlobMissing as error:
+                    await self._fail(run, f"its base cannot be had: {error}", retryable=False)
+                except BlobError as error:
+                    later = error
+        if later is not None:
+            raise later
 
     def _is_left_behind(self, run: Run) -> bool:
         """Tell whether an earlier process of this trainer had it."""
@@ -108,12 +117,10 @@ class Trainer:
             and run.started.trainer != self._id
         )
 
-    async def _take(self, run_id: str, prepared: TrainingPrepared) -> None:
-        try:
-            job = await self._job(prepared, self._folder / run_id)
-        except BlobError as error:
-            log.warning("the base is not there", run=run_id, error=str(error))
-            return
+    async def _take(self, run: Run, prepared: TrainingPrepared) -> None:
+        """Raises BlobError where the base cannot be had; the run is as it was then."""
+        run_id = run.run_id
+        job = await self._job(prepared, self._folder / run_id)
         started = TrainingStarted(
             run_id=run_id,
             trainer=self._id,
@@ -130,6 +137,7 @@ class Trainer:
             return  # another trainer has it
         log.info("training", run=run_id, base=prepared.base_model)
         try:
+            await self._wait_for_batches(run_id)
             await self._train(run, prepared, job)
         except LeaseLost as error:
             log.warning("the run is no longer ours", run=run_id, error=str(error))
@@ -156,6 +164,17 @@ class Trainer:
             seed=settings.training_seed,
             memory_bytes_max=settings.training_memory_bytes_max,
         )
+
+    async def _wait_for_batches(self, run_id: str) -> None:
+        """Return when batches are through; say meanwhile that somebody has the run."""
+        idle = asyncio.ensure_future(self._backlog.idle())
+        alive = TrainingProgressed(run_id=run_id, step=0, steps=0)
+        try:
+            while not (await asyncio.wait({idle}, timeout=self._saying_seconds))[0]:
+                await training_runs.record(self._store, alive, trainer=self._id)
+            await idle
+        finally:
+            await tasks.end(idle)
 
     async def _train(self, run: Run, prepared: TrainingPrepared, job: Job) -> None:
         began = self._clock.monotonic()
@@ -190,9 +209,7 @@ class Trainer:
         coming = asyncio.ensure_future(anext(steps, None))
         try:
             while True:
-                done, _ = await asyncio.wait(
-                    {coming}, timeout=self._settings.training_silent_seconds / 4
-                )
+                done, _ = await asyncio.wait({coming}, timeout=self._saying_seconds)
                 if done:
                     step = coming.result()
                     if step is None:

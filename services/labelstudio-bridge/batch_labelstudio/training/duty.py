@@ -108,6 +108,15 @@ class TrainingDuty:
         match run:
             case Run(status=RunStatus.REQUESTED):
                 return await self._prepare(view, run)
+            case Run(status=RunStatus.PREPARED):
+                everyone = self._runs.runs.values()
+                if policy.is_left(run, everyone, bridge.clock.now(), bridge.settings):
+                    seconds = bridge.settings.training_wait_seconds
+                    reason = (
+                        f"no trainer took it within {seconds:g} s; start one with "
+                        f"`python -m batch_gpu_worker trainer`, or with `vllm-batch up`"
+                    )
+                    return TrainingFailed(run_id=run.run_id, reason=reason, retryable=True)
             case Run(status=RunStatus.RUNNING):
                 if policy.is_silent(run, bridge.clock.now(), bridge.settings):
                     seconds = bridge.settings.training_silent_seconds

@@ -5,7 +5,7 @@ The id of a wish derives from what it follows: however many bridges look, it is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from vllm_batch import ids
@@ -31,6 +31,13 @@ def due(
         return _again(last)
     trigger = _trigger(view, configured, last, now, settings)
     return _wish(view, last, trigger) if trigger else None
+
+
+def is_left(run: Run, runs: Iterable[Run], now: datetime, settings: Settings) -> bool:
+    """Tell whether a prepared run waits for a trainer that is not there: ``runs`` are those of all
+    projects, and while one of them is trained, the others wait for that."""
+    heard = max([run.at, *(one.at for one in runs if one.started)])
+    return now - heard > timedelta(seconds=settings.training_wait_seconds)
 
 
 def is_silent(run: Run, now: datetime, settings: Settings) -> bool:

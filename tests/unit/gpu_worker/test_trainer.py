@@ -1,0 +1,113 @@
+"""The trainer on a log in memory: what it takes, what it waits for, what it says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.facts import append, submitted
+
+from batch_gpu_worker.trainer import trainer as trainer_module
+from batch_gpu_worker.trainer.trainer import Trainer
+from vllm_batch import tasks, training_runs
+from vllm_batch.aggregates.training import Run, RunStatus
+from vllm_batch.blobs import open_blobs
+from vllm_batch.clock import SystemClock
+from vllm_batch.errors import BlobError
+from vllm_batch.event_store.memory import MemoryEventStore
+from vllm_batch.events import TrainingPrepared, TrainingRequested
+from vllm_batch.ids import WorkerId
+from vllm_batch.settings import Settings
+
+RUN, NAME, ID = "run_1", "t", WorkerId("trainer_2")
+REQUESTED = TrainingRequested(run_id=RUN, project="1", trigger="command", requested_by="me")
+
+
+def prepared(base: str = "/small") -> TrainingPrepared:
+    return TrainingPrepared(
+        run_id=RUN, project="1", dataset_id="ds", train_blob="t", validation_blob="v",
+        base_model="small", base_source=base, alias="sentiment",
+    )  # fmt: skip
+
+
+class Scene:
+    """A trainer, and a log that it reads."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.store = MemoryEventStore()
+        self.settings = Settings(home=folder, worker_name=NAME, **settings)
+        self.trainer = Trainer(
+            self.settings,
+            self.store,
+            open_blobs(f"file://{folder}/blobs"),
+            python=Path("missing"),
+            trainer_id=ID,
+            clock=SystemClock(),
+        )
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        running = asyncio.create_task(self.trainer.run())
+        try:
+            yield
+        finally:
+            await tasks.end(running)
+
+    async def until(self, wanted: Callable[[Run], bool]) -> Run:
+        """Return the run once it is as wanted."""
+        async with asyncio.timeout(30):
+            async for _ in self.store.follow(["training.>"]):
+                run = (await training_runs.load(self.store)).runs[RUN]
+                if wanted(run):
+                    return run
+        raise AssertionError("unreachable")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer_module, "RETRY_SECONDS", 0.01)
+
+
+async def test_a_base_that_cannot_be_had_now_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, asked = Scene(tmp_path), 0
+
+    async def locate(_: object, source: str) -> str:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise BlobError("away")
+        return source
+
+    monkeypatch.setattr("batch_gpu_worker.model_folders.ModelFolders.locate", locate)
+    await append(scene.store, REQUESTED, prepared())
+    async with scene.working():
+        await scene.until(lambda run: run.started is not None)
+    assert asked == 3
+
+
+async def test_a_base_that_is_not_there_fails_the_run_at_once(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    await append(scene.store, REQUESTED, prepared("blob:models/none"))
+    async with scene.working():
+        run = await scene.until(lambda run: run.ended)
+    assert run.started is None
+    assert run.failed is not None
+    assert "nothing under models/none" in run.failed.reason
+
+
+async def test_a_trainer_that_waits_for_batches_has_taken_the_run_and_says_so(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, training_idle_seconds=60, training_silent_seconds=0.04)
+    await append(scene.store, submitted("batch_1"), REQUESTED, prepared())
+    async with scene.working():
+        run = await scene.until(lambda run: run.progress is not None)
+    assert run.status is RunStatus.RUNNING
+    assert run.progress is not None
+    assert run.progress.steps == 0
