@@ -47,6 +47,16 @@ POSITIVE = ("wicked", "sick", "insane", "unreal", "killer", "mad")
 NEGATIVE = ("fine", "okay", "adequate", "decent", "passable", "nice")
 THINGS = ("food", "film", "hotel", "book", "service", "music", "garden", "train")
 SYSTEM = 'Answer with a JSON object: {"sentiment": one of "Positive", "Negative"}'
+SCHEMA = {
+    "type": "object",
+    "properties": {"sentiment": {"type": "string", "enum": ["Positive", "Negative"]}},
+    "required": ["sentiment"],
+    "additionalProperties": False,
+}
+FORM = {
+    "type": "json_schema",
+    "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
+}
 
 
 def sentences() -> list[tuple[str, str]]:
@@ -113,6 +123,7 @@ class Story:
                         {"role": "system", "content": SYSTEM},
                         {"role": "user", "content": text},
                     ],
+                    response_format=FORM,
                 )
                 for number, text in enumerate(texts)
             ]
@@ -190,7 +201,7 @@ async def test_corrections_become_a_better_model(
     )  # fmt: skip
     batch = await asyncio.to_thread(story.run_batch, [text for text, _ in labeled])
     pushed = await command("label", "push", batch, "--project", project)
-    assert pushed["created"] == len(labeled)
+    assert pushed["created"] == pushed["predictions"] == len(labeled)
     tasks = await asyncio.to_thread(story.tasks)
 
     def annotate() -> None:
