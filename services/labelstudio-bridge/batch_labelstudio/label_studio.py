@@ -171,6 +171,8 @@ class LabelStudio:
             if not self._access or f"Bearer {self._access}" == stale:
                 path, body = "/api/token/refresh/", {"refresh": self._api_key}
                 answer = await self._try("POST", path, None, body, None)
+                if answer.status_code in _BUSY:
+                    raise _refused("POST", path, answer)
                 if not answer.is_success:
                     raise LabelStudioError(
                         "Label Studio does not take the personal access token; make a new one "
