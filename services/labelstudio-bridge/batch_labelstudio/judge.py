@@ -13,7 +13,7 @@ from batch_labelstudio.predicting import Predictor
 from vllm_batch.errors import ModelRefused
 from vllm_batch.labeling.answers import Data, Region
 from vllm_batch.labeling.label_config import LabelConfig
-from vllm_batch.labeling.prompting import answer_of, chat_of
+from vllm_batch.labeling.prompting import answer_of, chat_of, encodable
 
 log = structlog.get_logger(__name__)
 
@@ -65,4 +65,6 @@ async def objection(
     except (ModelRefused, TimeoutError, ValueError) as error:
         log.warning("the judge has no opinion", model=model, why=str(error) or "out of time")
         return None
-    return (opinion.reason or "It gave no reason.") if opinion.verdict == "wrong" else None
+    if opinion.verdict != "wrong":
+        return None
+    return encodable(opinion.reason) or "It gave no reason."

@@ -84,6 +84,12 @@ def read_answer(text: str, config: LabelConfig, data: Data) -> Answer:
     return answer
 
 
+def encodable(text: str) -> str:
+    """Return what a model said as text that can be stored and sent on: JSON may have escapes of
+    half a character (``\\ud83d``), which no UTF-8 can say; they become question marks."""
+    return text.encode(errors="replace").decode()
+
+
 def _filled(field: re.Match[str], data: Data) -> str:
     name = field[1]
     return _as_text(data[name]) if name in data else field[0]
@@ -178,7 +184,7 @@ def _read(control: Control, said: Any, data: Data) -> Value | None:
         case "rating", int(rating) if not isinstance(rating, bool):
             return rating if 1 <= rating <= control.rating_max else None
         case "text", str(text) if text.strip():
-            return text
+            return encodable(text)
     return None
 
 

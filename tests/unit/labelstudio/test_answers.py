@@ -74,6 +74,12 @@ def test_rubbish_is_an_empty_answer(text: str):
     assert read_answer(text, parse(CHOICES), {"text": "fine"}) == {}
 
 
+def test_half_a_character_in_an_answer_can_be_sent_on():
+    answer = read_answer('{"why": "so \\ud83d"}', parse(MANY), {})
+    assert answer == {"why": "so ?"}
+    assert json.dumps(to_result(parse(MANY), answer), ensure_ascii=False).encode()
+
+
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists, max_leaves=4))
 def test_no_json_of_a_model_raises(value: object):
     for xml in (CHOICES, SPANS, PAIRWISE, MANY):

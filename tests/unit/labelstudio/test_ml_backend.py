@@ -30,6 +30,7 @@ from vllm_batch.settings import Settings
 
 ANSWERS = {
     "sentiment": '{"sentiment": "Negative"}',
+    "why": '{"why": "half a smile \\ud83d"}',
     "label": '{"label": [{"start": 1, "end": 9, "text": "IBM", "label": "ORG"}]}',
 }
 
@@ -101,6 +102,14 @@ async def test_offsets_of_a_recorded_task_are_put_right(label_studio, captures: 
     answer = await replay(label_studio, captures / "ml.predict.ner.json")
     [item] = answer.json()["results"]
     assert item["result"][0]["value"] == {"start": 9, "end": 12, "text": "IBM", "labels": ["ORG"]}
+
+
+async def test_half_a_character_in_an_answer_spoils_no_call(label_studio):
+    config = '<View><Text name="t" value="$t"/><TextArea name="why" toName="t"/></View>'
+    body = {"project": "3.1", "label_config": config, "tasks": [{"data": {"t": "x"}}] * 2}
+    answer = await label_studio.post("/predict", json=body)
+    texts = [item["result"][0]["value"]["text"] for item in answer.json()["results"]]
+    assert texts == [["half a smile ?"]] * 2
 
 
 @pytest.mark.parametrize("name", ["health", "health.basic_auth", "versions"])
