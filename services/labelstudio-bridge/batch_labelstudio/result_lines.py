@@ -1,7 +1,8 @@
 """The lines that a push works on: results beside the requests they answer, read as streams.
 
 Reads the log (where a batch's files are) and the blob store. Output files keep the order of their
-input, so both are read side by side in constant memory.
+input, so both are read side by side in constant memory. A file that was uploaded belongs to no
+batch: its lines are results that bring the ``body`` of their request along.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from batch_labelstudio.task_mapping import Json, Line
+from batch_labelstudio.task_mapping import Line
 from vllm_batch import ids
 from vllm_batch.aggregates import job as job_rules
 from vllm_batch.blobs import BlobStore
@@ -82,16 +83,15 @@ async def lines_of(files: Files, blobs: BlobStore) -> AsyncIterator[Line | str]:
             if found is None or not isinstance(custom_id, str):
                 yield f"line {number} is no result of a request"
                 continue
-            body = await _body_of(requests, custom_id) if requests else None
+            body = await _body_of(requests, custom_id) if requests else found.get("body")
             yield Line(custom_id, body, found.get("response"), found.get("error"))
 
 
-async def _body_of(requests: AsyncIterator[bytes], custom_id: str) -> Json | None:
+async def _body_of(requests: AsyncIterator[bytes], custom_id: str) -> Any:
     async for raw in requests:
         request = _object(raw)
         if request and request.get("custom_id") == custom_id:
-            body: Json | None = request.get("body")
-            return body
+            return request.get("body")
     return None
 
 

@@ -29,12 +29,13 @@ class Unmappable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A request and its answer. ``body``: the request's; None where only the answer is known."""
+    """A request and its answer, as they stand in files. ``body``: the request's; None where only
+    the answer is known."""
 
     custom_id: str
-    body: Json | None
-    response: Json | None
-    error: Json | None = None
+    body: Any
+    response: Any
+    error: Any = None
 
 
 def task_of(line: Line, config: LabelConfig, source: str) -> Json:
@@ -43,10 +44,11 @@ def task_of(line: Line, config: LabelConfig, source: str) -> Json:
     Raises:
         Unmappable: the request failed, or does not have what the label config shows.
     """
-    response = (line.response or {}).get("body") or {}
-    if line.error or not response or (line.response or {}).get("status_code") != 200:
+    response = _object(line.response)
+    answered = _object(response.get("body"))
+    if line.error or response.get("status_code") != 200 or not answered:
         raise Unmappable(f"{line.custom_id}: the request failed")
-    answers = _answers(response)
+    answers = _answers(answered)
     if not answers:
         raise Unmappable(f"{line.custom_id}: there is no text in the answer")
     data = _data(line, config, answers)
@@ -55,18 +57,17 @@ def task_of(line: Line, config: LabelConfig, source: str) -> Json:
     if answer := _read(answers[0], config, data):
         prediction: Json = {
             "result": to_result(config, answer),
-            "model_version": str(response.get("model") or "unknown"),
+            "model_version": str(answered.get("model") or "unknown"),
         }
-        if (score := _score(response)) is not None:
+        if (score := _score(answered)) is not None:
             prediction["score"] = score
         task["predictions"] = [prediction]
     return task
 
 
 def _data(line: Line, config: LabelConfig, answers: list[str]) -> Json:
-    body = line.body or {}
-    given = body.get("metadata")
-    data: Json = dict(given) if isinstance(given, dict) else {}
+    body = _object(line.body)
+    data: Json = dict(_object(body.get("metadata")))
     pairwise = next((c for c in config.controls if c.kind == "pairwise"), None)
     if pairwise and not set(pairwise.fields) <= data.keys():
         if len(answers) < len(pairwise.fields):
@@ -78,7 +79,8 @@ def _data(line: Line, config: LabelConfig, answers: list[str]) -> Json:
             continue
         value = answers[0] if field in ANSWER_FIELDS else question
         if not value:
-            raise Unmappable(f"{line.custom_id}: nothing for the field '{field}'")
+            why = "" if body else "; the line has no `body`, the request that it answers"
+            raise Unmappable(f"{line.custom_id}: nothing for the field '{field}'{why}")
         data[field] = value
     return data
 
@@ -92,19 +94,22 @@ def _question(body: Json) -> str:
     return _text(messages or body.get("prompt"))
 
 
-def _answers(response: Json) -> list[str]:
+def _answers(answered: Json) -> list[str]:
     """Return the texts of a chat completion, a completion or a response."""
-    choices = response.get("choices")
-    if isinstance(choices, list):
-        texts = [
-            _text((choice.get("message") or {}).get("content") or choice.get("text"))
-            for choice in choices
-            if isinstance(choice, dict)
-        ]
-    else:
-        output = response.get("output") or []
-        texts = [_text(item.get("content")) for item in output if isinstance(item, dict)]
-    return [text for text in texts if text]
+    match answered:
+        case {"choices": [*choices]}:
+            given = [_object(_object(one).get("message")).get("content") or _object(one).get("text")
+                     for one in choices]  # fmt: skip
+        case {"output": [*items]}:
+            given = [_object(item).get("content") for item in items]
+        case _:
+            return []
+    return [text for text in map(_text, given) if text]
+
+
+def _object(given: Any) -> Json:
+    """Return what is an object in JSON; an empty one for anything else that stands in its place."""
+    return given if isinstance(given, dict) else {}
 
 
 def _text(content: Any) -> str:
@@ -135,13 +140,13 @@ def _bare(text: str, control: Control) -> Any:
     return [option] if control.multiple else option
 
 
-def _score(response: Json) -> float | None:
+def _score(answered: Json) -> float | None:
     """Return the geometric mean of the probabilities of the answer's tokens, where it has them."""
     try:
-        tokens = response["choices"][0]["logprobs"]["content"]
+        tokens = answered["choices"][0]["logprobs"]["content"]
         logprobs = [float(token["logprob"]) for token in tokens]
-    except (KeyError, IndexError, TypeError, ValueError):
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):
         return None
     if not logprobs or not all(math.isfinite(one) for one in logprobs):
         return None
-    return min(1.0, math.exp(sum(logprobs) / len(logprobs)))
+    return math.exp(min(0.0, sum(logprobs) / len(logprobs)))

@@ -40,6 +40,13 @@ class PushFailed(BatchError):
     code = "push_failed"
 
 
+class PushUnfinished(BatchError):
+    """A push takes longer than somebody would wait."""
+
+    code = "push_unfinished"
+    retryable = True
+
+
 @app.command()
 def projects(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """List the labeling projects, what is done for them, and how far they are."""
@@ -114,7 +121,13 @@ def configure(
 
 @app.command()
 def push(
-    source: Annotated[str, typer.Argument(help="A batch (batch_…) or a file of results (file-…).")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A batch (batch_…), its output file, or an uploaded file (file-…) whose lines are "
+            "results with the `body` of their request: custom_id, body, response."
+        ),
+    ],
     project: ProjectOption,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for the end; 0: only ask.")
@@ -131,6 +144,11 @@ def push(
         project=project, push_id=ids.new("push_"), source=source, requested_by="cli"
     )
     end = _with_store(home, lambda store: _ask_and_wait(store, asked, wait))
+    if end is None and wait:
+        raise PushUnfinished(
+            f"{asked.push_id} has not ended within {wait:g} s; it goes on, and "
+            "`vllm-batch logs labelstudio-bridge` says what holds it up"
+        )
     if end is None:
         found: dict[str, Any] = {"push": asked.push_id, "status": "requested"}
         text = f"asked for: {asked.push_id}"

@@ -99,8 +99,29 @@ def test_the_score_is_a_number_from_logprobs() -> None:
         Line("r1", None, {"status_code": 400, "body": {"error": {}}}),
         Line("r1", None, {"status_code": 200, "body": {"choices": []}}),
         Line("r1", None, {"status_code": 200, "body": {"choices": [{"text": "Positive"}]}}),
+        Line("r1", None, "x"),
+        Line("r1", "x", ["x"]),
+        Line("r1", None, {"status_code": 200, "body": "hi"}),
+        Line("r1", None, {"status_code": 200, "body": {"choices": [{"message": "hi"}, 5]}}),
+        Line("r1", None, {"status_code": 200, "body": {"choices": 5, "output": 5}}),
+        Line("r1", None, {"status_code": 200, "body": {"output": [5, {"content": 5}]}}),
     ],
 )
 def test_what_cannot_be_a_task_says_so(broken: Line) -> None:
     with pytest.raises(Unmappable, match="r1: "):
         task_of(broken, CHOICES, "b")
+
+
+def test_a_line_that_brings_no_request_along_is_told_what_it_lacks() -> None:
+    answered = Line("r1", None, line("Positive").response)
+    with pytest.raises(Unmappable, match="'text'; the line has no `body`"):
+        task_of(answered, CHOICES, "b")
+
+
+@pytest.mark.parametrize("logprob", [10**400, 1e308, "x", None])
+def test_a_logprob_that_is_none_gives_no_more_than_a_score(logprob: Any) -> None:
+    result = line("Positive")
+    logprobs = {"content": [{"token": "x", "logprob": logprob}]}
+    result.response["body"]["choices"][0]["logprobs"] = logprobs
+    (prediction,) = task_of(result, CHOICES, "b")["predictions"]
+    assert prediction.get("score") in {None, 1.0}
