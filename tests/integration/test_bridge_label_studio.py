@@ -274,6 +274,11 @@ async def test_the_commands(
         assert process.returncode is not None
         return process.returncode, (out or err).decode()
 
+    code, out = await label("configure", "--project", made, "--model", "small", "--template", "ner")
+    assert code == 1
+    assert "it fits --template classification" in out
+    code, out = await label("configure", "--project", "999999", "--model", "small")
+    assert (code, "no project 999999" in out) == (4, True)
     code, out = await label("configure", "--project", made, "--model", "small")
     assert (code, json.loads(out)["connected"]) == (0, True)
     code, out = await label("push", job, "--project", made)

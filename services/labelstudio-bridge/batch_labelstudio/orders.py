@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 
 from batch_labelstudio import accuracy, agreement, translation
 from batch_labelstudio.bridge import Bridge
+from batch_labelstudio.label_studio import LabelStudio
 from batch_labelstudio.project_config import config_of
 from batch_labelstudio.recorder import Recorder
 from batch_labelstudio.training import preparing
@@ -20,12 +21,14 @@ from vllm_batch.labeling.control import (
     QUEUE,
     Command,
     ExportDataset,
+    FindTemplate,
     MarkGroundTruth,
     MeasureAccuracy,
     Reply,
     ReportAgreement,
 )
 from vllm_batch.labeling.projects import ProjectView
+from vllm_batch.labeling.templates import template_of
 from vllm_batch.messaging import subjects
 
 log = structlog.get_logger(__name__)
@@ -81,6 +84,8 @@ class Orders:
         Raises:
             BatchError: it cannot be carried out.
         """
+        if isinstance(command, FindTemplate):
+            return await self._template(command)
         view = self._bridge.feed.projects.find(command.project)
         if view is None or view.project.deleted:
             raise NotFound(f"there is no project {command.project} that delivers to us")
@@ -99,10 +104,19 @@ class Orders:
                 exported: dict[str, Any] = msgspec.to_builtins(made)
                 return exported
 
-    async def _mark(self, command: MarkGroundTruth) -> dict[str, Any]:
-        label_studio = self._bridge.label_studio
-        if label_studio is None:
+    async def _template(self, command: FindTemplate) -> dict[str, Any]:
+        found = await self._label_studio().project(command.project)
+        if found is None:
+            raise NotFound(f"Label Studio has no project {command.project} that our token may see")
+        return {"template": template_of(found["label_config"], command.wanted)}
+
+    def _label_studio(self) -> LabelStudio:
+        if self._bridge.label_studio is None:
             raise Rejected("no Label Studio is configured: set VLLM_BATCH_LABEL_STUDIO_URL")
+        return self._bridge.label_studio
+
+    async def _mark(self, command: MarkGroundTruth) -> dict[str, Any]:
+        label_studio = self._label_studio()
         before = await label_studio.annotation(command.annotation)
         if before is None or str(before["project"]) != command.project:
             raise NotFound(f"project {command.project} has no annotation {command.annotation}")

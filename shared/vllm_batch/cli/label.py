@@ -15,10 +15,11 @@ import typer
 from vllm_batch.cli import label_quality, output
 from vllm_batch.cli.listing import print_rows
 from vllm_batch.cli.options import HomeOption, JsonOption
-from vllm_batch.errors import BatchError
+from vllm_batch.errors import BatchError, BridgeUnreachable
 
 if TYPE_CHECKING:
     from vllm_batch.event_store import EventStore
+    from vllm_batch.event_store.jetstream import JetStreamEventStore
     from vllm_batch.events import Event
     from vllm_batch.labeling.projects import ProjectView
 
@@ -66,8 +67,12 @@ def configure(
     project: ProjectOption,
     model: Annotated[str, typer.Option(help="Model or alias whose predictions are shown.")],
     template: Annotated[
-        str, typer.Option(help=f"What is asked of annotators: {', '.join(get_args(TemplateName))}.")
-    ] = "classification",
+        str | None,
+        typer.Option(
+            help="What the project asks of annotators, refused if its label config asks otherwise: "
+            f"{', '.join(get_args(TemplateName))}. Default: what the label config asks first."
+        ),
+    ] = None,
     prompt: Annotated[
         str, typer.Option(help="What the model is asked, with a task's fields in braces.")
     ] = "",
@@ -95,19 +100,23 @@ def configure(
     """
     from vllm_batch.events import LabelingProjectConfigured
 
-    if template not in get_args(TemplateName):
+    if template is not None and template not in get_args(TemplateName):
         raise typer.BadParameter(
             f"{template!r} is none of {', '.join(get_args(TemplateName))}",
             param_hint="--template",
         )
     _check_project(project)
-    said = LabelingProjectConfigured(
-        project=project, template=template, model=model, prompt=prompt,  # type: ignore[arg-type]
-        push_automatically=push_automatically, train_after=train_after,
-        train_every_seconds=train_every, write_back=write_back, judge_model=judge,
-        requested_by="cli",
-    )  # fmt: skip
-    connected = _with_store(home, lambda store: _configure(store, said))
+
+    async def do(store: JetStreamEventStore) -> str | None:
+        said = LabelingProjectConfigured(
+            project=project, template=await _template(store, project, template), model=model,
+            prompt=prompt, push_automatically=push_automatically, train_after=train_after,
+            train_every_seconds=train_every, write_back=write_back, judge_model=judge,
+            requested_by="cli",
+        )  # fmt: skip
+        return await _configure(store, said)
+
+    connected = _with_store(home, do)
     if as_json:
         output.print_json({"project": project, "connected": connected is not None})
     elif connected is None:
@@ -200,6 +209,23 @@ async def _load(store: EventStore) -> list[ProjectView]:
     return (await projects.load(store)).all()
 
 
+async def _template(store: JetStreamEventStore, project: str, wanted: str | None) -> Any:
+    """Return the project's template; where the bridge cannot look, what is wanted is believed.
+
+    Raises:
+        NotFound: Label Studio has no such project.
+        Rejected: its label config does not ask what is wanted.
+    """
+    from vllm_batch.labeling.control import FindTemplate, send
+
+    command = FindTemplate(project=project, wanted=wanted)
+    try:
+        return (await send(store.connection.client, command, CONNECT_SECONDS))["template"]
+    except BridgeUnreachable as error:
+        output.warn(f"whether the label config fits could not be seen: {error}")
+        return wanted or "classification"
+
+
 async def _configure(store: EventStore, said: Event) -> str | None:
     """Append the event; return where Label Studio delivers to, once the bridge has seen to it."""
     from vllm_batch.aggregates import labeling
@@ -240,7 +266,9 @@ async def _ask_and_wait(store: EventStore, asked: Event, seconds: float) -> Any:
     return None
 
 
-def _with_store(home: Path | None, deed: Callable[[EventStore], Awaitable[Result]]) -> Result:
+def _with_store(
+    home: Path | None, deed: Callable[[JetStreamEventStore], Awaitable[Result]]
+) -> Result:
     from vllm_batch.cli.service_settings import settings_of
 
     settings = settings_of(home)

@@ -43,13 +43,20 @@ class ReportAgreement(_Command, frozen=True, kw_only=True, tag="report_agreement
     """Answer with an `AgreementReport` of this moment."""
 
 
+class FindTemplate(_Command, frozen=True, kw_only=True, tag="find_template"):
+    """Answer with the ``template`` of a project, as its label config has it in Label Studio now;
+    refused if ``wanted`` is another. The project need not be configured."""
+
+    wanted: str | None = None
+
+
 class ExportDataset(_Command, frozen=True, kw_only=True, tag="export_dataset"):
     """Store what is validated now as a dataset; answers with its `TrainingDatasetCreated`."""
 
     format: DatasetFormat
 
 
-Command = MarkGroundTruth | MeasureAccuracy | ReportAgreement | ExportDataset
+Command = MarkGroundTruth | MeasureAccuracy | ReportAgreement | FindTemplate | ExportDataset
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
