@@ -14,6 +14,7 @@ TESTS = sorted(ROOT.glob("tests/**/*.py"))
 FILE_LINES_MAX = 400
 TEST_FILE_LINES_MAX = 600
 FUNCTION_LINES_MAX = 70
+OUR_VALUES = {"height_px", "STATE_COLOURS.get(name, 'idle')"}
 NAMELESS_ROOMS = {"utils", "util", "helpers", "helper", "common", "misc", "manager"}
 
 
@@ -78,3 +79,41 @@ def test_the_repository_has_no_path_of_one_machine() -> None:
     texts = [*CODE, *ROOT.glob("*.md"), *ROOT.glob("shared/docs/**/*.md"), ROOT / "pyproject.toml"]
     for path in texts:
         assert not re.search(r"(?<![\w.])/(work|root|home/\w+)/", path.read_text()), path
+
+
+def is_ours(node: ast.expr) -> bool:
+    """Tell whether a value is written in the code, or chosen from what is."""
+    if isinstance(node, ast.IfExp):
+        return is_ours(node.body) and is_ours(node.orelse)
+    if isinstance(node, ast.JoinedStr):
+        return all(is_ours(part) for part in node.values)
+    if isinstance(node, ast.FormattedValue):
+        return is_ours(node.value) or ast.unparse(node.value) in OUR_VALUES
+    return isinstance(node, ast.Constant)
+
+
+def foreign(source: str) -> list[str]:
+    """Return the calls that give NiceGUI's parsers a value from elsewhere."""
+    return [
+        ast.unparse(node)
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        and node.func.attr in {"props", "classes", "style"}
+        and any(isinstance(part, ast.FormattedValue) and not is_ours(part)
+                for value in (*node.args, *(one.value for one in node.keywords))
+                for part in ast.walk(value))
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if "admin-ui" in name(path)], ids=name)
+def test_no_foreign_text_is_parsed_as_props(path: Path) -> None:
+    """A quote in a model's name would end the value and begin a prop that the browser runs:
+    ``show.named`` sets it as it is."""
+    assert foreign(path.read_text()) == []
+
+
+def test_foreign_text_in_props_is_found() -> None:
+    assert foreign("""element.props(f'aria-label="{name}"')""")
+    assert foreign("""element.classes("a").style(f"color:{colour}")""")
+    assert not foreign("""element.classes(f"state {'good' if well else 'bad'}")""")
+    assert not foreign("""ui.label(f"{name}").classes("dim")""")

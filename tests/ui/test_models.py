@@ -19,6 +19,7 @@ _CONFIG = {
     "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 1024,
     "torch_dtype": "bfloat16", "vocab_size": 1000,
 }  # fmt: skip
+SMALL = 'acme/small" :onclick="document.title = 1'
 _TOO_MUCH_BYTES = 100_000_000_000
 
 
@@ -49,16 +50,16 @@ def _fill_in(page: Page, name: str, source: Path) -> Locator:
 @pytest.fixture
 def small(ui: Ui, tmp_path: Path) -> Iterator[Path]:
     yield _folder(tmp_path / "small", 1_000_000)
-    ui.in_store(lambda store: model_orders.retire(store, "acme/small", requested_by="test"))
+    ui.in_store(lambda store: model_orders.retire(store, SMALL, requested_by="test"))
 
 
 def test_a_model_is_weighed_added_named_priced_and_loaded(
     ui: Ui, operator: Page, small: Path
 ) -> None:
-    dialog = _fill_in(operator, "acme/small", small)
+    dialog = _fill_in(operator, SMALL, small)
     expect(dialog.get_by_text("fits").first).to_be_visible()
     dialog.get_by_role("button", name="Add", exact=True).click()
-    card = operator.get_by_label("model acme/small")
+    card = operator.get_by_label(f"model {SMALL}", exact=True)
     expect(card.locator(".state")).to_have_text("idle", timeout=WAIT_MS)
 
     card.get_by_role("button", name="Aliases").click()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from nicegui import ui
+from nicegui.element import Element
 
 from batch_admin.widgets import LocalTime, Progress
 
@@ -21,7 +22,15 @@ STATE_COLOURS = {
 }  # fmt: skip
 Points = Sequence[tuple[float, float]]
 Series = tuple[str, Points]
+AnyElement = TypeVar("AnyElement", bound=Element)
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def named(element: AnyElement, name: str) -> AnyElement:
+    """Say what an element is to those who do not see it. ``name`` may be any text: a string given
+    to ``props(...)`` is parsed, and what it then has of a ``:`` is run by the browser."""
+    element.props["aria-label"] = name
+    return element
 
 
 def number(value: float) -> str:
@@ -155,9 +164,5 @@ def two_scales(left: Series, right: Series) -> dict[str, Any]:
 
 def chart(options: dict[str, Any], label: str, *, height_px: int = 210) -> ui.echart:
     """Show a chart; ``label`` says what it is to those who do not see it."""
-    return (
-        ui.echart(options)
-        .classes("w-full")
-        .style(f"height:{height_px}px")
-        .props(f'role=img aria-label="{label}"')
-    )
+    drawn = ui.echart(options).classes("w-full").style(f"height:{height_px}px").props("role=img")
+    return named(drawn, label)

@@ -143,7 +143,7 @@ class _Controls:
     def grow(self) -> None:
         """Let the slider reach all events; it stays at the end where nobody has moved it."""
         followed, self._last = self._slider.value == self._last, len(self._travel.events)
-        self._slider.props(f"max={self._last}")
+        self._slider.props["max"] = self._last
         if followed:
             self._slider.value = self._last
         self._drawn = time.monotonic()

@@ -78,13 +78,11 @@ class TrainingPanel:
             show.state(line.status.value)
             show.moment(int(line.requested_at.timestamp()))
             ui.label(line.said).classes("dim grow").style("overflow-wrap:anywhere")
-            ui.button("Loss", on_click=lambda: self._choose(run_id)).props(
-                f'flat dense no-caps aria-label="Loss of {run_id}"'
-            )
+            button = ui.button("Loss", on_click=lambda: self._choose(run_id))
+            show.named(button.props("flat dense no-caps"), f"Loss of {run_id}")
             if line.status in _PROMOTABLE and self._view.may("operator"):
-                ui.button("Promote", on_click=lambda: self._promote(self._by_id[run_id])).props(
-                    f'flat dense no-caps aria-label="Promote {run_id}"'
-                )
+                button = ui.button("Promote", on_click=lambda: self._promote(self._by_id[run_id]))
+                show.named(button.props("flat dense no-caps"), f"Promote {run_id}")
 
     async def _choose(self, run_id: str) -> None:
         self._chosen = run_id

@@ -40,7 +40,7 @@ async def build(view: View) -> None:
 def _card(shown: tuple[LabelingSummary, str]) -> None:
     one, training = shown
     title = one.title or f"Project {one.project}"
-    with ui.element("section").classes("panel h-full").props(f'aria-label="project {one.project}"'):
+    with show.named(ui.element("section").classes("panel h-full"), f"project {one.project}"):
         with ui.row().classes("w-full justify-between items-center no-wrap"):
             with ui.element("div").props("role=heading aria-level=2"):
                 ui.link(title, f"/labeling/{one.project}").classes("section-title")

@@ -44,16 +44,15 @@ async def build(view: View) -> None:
 
 
 def _card(view: View, model: ModelStatus) -> None:
-    with ui.element("section").classes("panel h-full").props(f'aria-label="model {model.name}"'):
+    with show.named(ui.element("section").classes("panel h-full"), f"model {model.name}"):
         with ui.row().classes("w-full justify-between items-center no-wrap"):
             ui.label(model.name).classes("section-title ellipsis").props(
                 "role=heading aria-level=2"
             ).tooltip(model.name)
             show.state(model.status)
         if model.status == "loading":
-            ui.linear_progress(show_value=False).props(
-                f'indeterminate aria-label="{model.name} is loading"'
-            )
+            bar = ui.linear_progress(show_value=False).props("indeterminate")
+            show.named(bar, f"{model.name} is loading")
         Facts(_facts(model))
         if model.registered and view.may("operator"):
             with ui.row().classes("gap-1"):

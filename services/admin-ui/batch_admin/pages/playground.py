@@ -25,11 +25,8 @@ class Side:
         self._messages: list[dict[str, str]] = []
         self._stopped = False
         self._nothing: ui.label | None = None
-        with (
-            ui.element("section")
-            .classes("panel")
-            .props(f'aria-label="Chat: {label}"') as self.element
-        ):
+        self.element = show.named(ui.element("section").classes("panel"), f"Chat: {label}")
+        with self.element:
             self.model = ui.select(models, value=chosen, label=label).props("dense outlined")
             self._said = ui.column().classes("w-full gap-2").style("min-height:40vh")
             self._show_nothing()

@@ -136,9 +136,9 @@ class UsagePage:
                 with ui.row().classes("w-full items-center gap-3"):
                     ui.label(model).classes("font-medium").style("min-width:14rem")
                     for label, name in _PRICES:
-                        ui.number(label, min=0, step=0.01, on_change=self._show_tiles).props(
-                            f'dense outlined aria-label="{label}: {model}"'
-                        ).classes("w-36").bind_value(self._prices[model], name)
+                        field = ui.number(label, min=0, step=0.01, on_change=self._show_tiles)
+                        field.props("dense outlined").classes("w-36")
+                        show.named(field, f"{label}: {model}").bind_value(self._prices[model], name)
 
     def _other_cost(self) -> float:
         by_model = usage_report.add_up(self._rows, ["model"])

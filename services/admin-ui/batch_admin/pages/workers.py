@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlencode
 
 from nicegui import ui
 
@@ -36,7 +37,7 @@ class Card:
         self._view = view
         self._drawn_until = 0.0
         with ui.element("section").classes("panel") as self.element:
-            self.element.props(f'aria-label="worker {worker.name}"')
+            show.named(self.element, f"worker {worker.name}")
             with ui.row().classes("w-full justify-between items-center no-wrap"):
                 ui.label(worker.name).classes("section-title ellipsis").props(
                     "role=heading aria-level=2"
@@ -51,9 +52,8 @@ class Card:
             self._has_gpus = _has_gpus(worker)
             ui.space()
             with ui.row().classes("gap-1"):
-                ui.button("Logs", on_click=lambda: ui.navigate.to(_logs(worker.name))).props(
-                    f'flat dense no-caps aria-label="Logs of {worker.name}"'
-                )
+                button = ui.button("Logs", on_click=lambda: ui.navigate.to(_logs(worker.name)))
+                show.named(button.props("flat dense no-caps"), f"Logs of {worker.name}")
                 if view.may("operator"):
                     self._actions(worker)
         self._crash_looping = worker.crash_looping
@@ -118,7 +118,8 @@ class Card:
             if await confirmed(f"{label}: {name}?", effect, do=label):
                 await self._view.act(action, name, deed)
 
-        ui.button(label, on_click=ask).props(f'flat dense no-caps aria-label="{label}: {name}"')
+        button = ui.button(label, on_click=ask).props("flat dense no-caps")
+        show.named(button, f"{label}: {name}")
 
 
 async def build(view: View) -> None:
@@ -207,7 +208,7 @@ def _has_gpus(worker: WorkerNow) -> bool:
 
 
 def _logs(name: str) -> str:
-    return f"/admin/worker-logs?worker={name}"
+    return f"/admin/worker-logs?{urlencode({'worker': name})}"
 
 
 PAGE = Page(path="/workers", title="Workers", build=build, icon="memory")

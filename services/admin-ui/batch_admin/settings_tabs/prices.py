@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from nicegui import ui
 
+from batch_admin import show
 from batch_admin.pages.models import change_price, price_of
 from batch_admin.shell import notice
 from batch_admin.view import View
@@ -34,6 +35,7 @@ class Prices:
                 ):
                     ui.label(model.name).classes("font-medium")
                     ui.label(price_of(model)).classes("dim")
-                    ui.button(
+                    button = ui.button(
                         "Change", on_click=lambda model=model: change_price(view, model)
-                    ).props(f'flat dense no-caps aria-label="Change the price of {model.name}"')
+                    ).props("flat dense no-caps")
+                    show.named(button, f"Change the price of {model.name}")

@@ -47,7 +47,7 @@ class Projects:
 
     def _card(self, shown: tuple[ProjectId, ProjectUse, Limits, bool]) -> None:
         name, use, limits, closed = shown
-        with ui.element("section").classes("panel h-full").props(f'aria-label="project {name}"'):
+        with show.named(ui.element("section").classes("panel h-full"), f"project {name}"):
             with ui.row().classes("w-full justify-between items-center"):
                 ui.label(name).classes("section-title").props("role=heading aria-level=2")
                 show.state("closed" if closed else "active")

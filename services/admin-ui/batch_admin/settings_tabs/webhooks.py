@@ -52,7 +52,7 @@ class Webhooks:
     def _show(self, shown: tuple[dict[str, Any], list[dict[str, Any]]]) -> None:
         endpoint, deliveries = shown
         name = endpoint["name"]
-        with ui.element("section").classes("panel").props(f'aria-label="webhook {name}"'):
+        with show.named(ui.element("section").classes("panel"), f"webhook {name}"):
             with ui.row().classes("w-full justify-between items-center"):
                 ui.label(name).classes("section-title").props("role=heading aria-level=2")
                 ui.label(endpoint["status"]).classes(
