@@ -15,6 +15,7 @@ from vllm_batch import ids
 from vllm_batch.errors import AlreadyDone, InvalidInput, NotFound
 from vllm_batch.event_store import EventStore, append_decided
 from vllm_batch.events.admin import (
+    AdminActionTaken,
     AdminPasswordChanged,
     AdminRoleChanged,
     AdminUserCreated,
@@ -26,6 +27,8 @@ from vllm_batch.events.envelope import Recorded
 from vllm_batch.messaging import subjects
 
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin")
+SIGN_OUT = "sign out"
+"""The action by which a user ends a sign-in; its target is the id of the action that began it."""
 PASSWORD_CHARACTERS_MIN = 12
 PASSWORD_CHARACTERS_MAX = 1024
 _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
@@ -75,6 +78,7 @@ class AdminUsers:
 
     def __init__(self) -> None:
         self._users: dict[str, AdminUser] = {}
+        self._signed_out: set[str] = set()
         self.position = 0
 
     def apply(self, recorded: Recorded) -> None:
@@ -85,6 +89,12 @@ class AdminUsers:
             event, AdminUserCreated | AdminPasswordChanged | AdminRoleChanged | AdminUserRemoved
         ):
             self._users[event.user_id] = evolve(self._users.get(event.user_id), recorded)
+        elif isinstance(event, AdminActionTaken) and event.action == SIGN_OUT:
+            self._signed_out.add(event.target)
+
+    def has_signed_out(self, action_id: str) -> bool:
+        """Tell whether the sign-in of that action was ended by its user."""
+        return action_id in self._signed_out
 
     def find(self, user_id: str) -> AdminUser | None:
         """Return a user that may sign in."""

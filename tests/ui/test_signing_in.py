@@ -81,11 +81,27 @@ def test_who_became_a_viewer_is_refused_by_the_server_though_the_button_is_there
 def test_a_new_password_ends_the_sessions_of_the_old_one(ui: Ui) -> None:
     ui.in_store(lambda store: admin_users.create(store, "pia", PASSWORD, "viewer"))
     context, page = ui.sign_in("pia")
+    page.wait_for_function("window.did_handshake")
     ui.in_store(lambda store: admin_users.change_password(store, "pia", "another fine password"))
-    page.wait_for_function("fetch('/batches').then(a => a.status === 401)", timeout=WAIT_MS)
-    page.goto("/batches")
-    expect(page.get_by_role("button", name="Sign in")).to_be_visible()
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible(timeout=WAIT_MS)
+    assert context.request.get("/batches", headers={"Accept": "*/*"}).status == 401
     context.close()
+
+
+def test_signing_out_ends_every_page_and_copy_of_that_sign_in(ui: Ui) -> None:
+    context, page = ui.sign_in("vera")
+    other = context.new_page()
+    other.goto("/admin/worker-logs")
+    other.wait_for_function("window.did_handshake")
+    copies = {one["name"]: one["value"] for one in context.cookies()}
+    page.get_by_role("button", name="Sign out").click()
+    for one in (page, other):
+        expect(one.get_by_role("button", name="Sign in")).to_be_visible(timeout=WAIT_MS)
+    with httpx.Client(base_url=ui.stack.admin_url, cookies=copies) as client:
+        assert client.get("/batches").status_code == 401
+    context.close()
+    taken = [one for one in _events(ui, "admin") if isinstance(one, AdminActionTaken)]
+    assert ("vera", "sign out") in {(one.name, one.action) for one in taken}
 
 
 def _events(ui: Ui, noun: str) -> list[object]:

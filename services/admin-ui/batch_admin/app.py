@@ -27,7 +27,7 @@ def create_app(services: Services) -> FastAPI:
         redoc_url=None,
         telemetry=NO_SECOND_SPANS,
     )
-    sessions = Sessions(services.settings, services.live.users)
+    sessions = Sessions(services.settings, services.live.users, services.clock)
     app.include_router(signing_in.create_router(services, sessions))
     app.include_router(downloads.create_router(services))
     app.include_router(worker_log_lines.create_router(services))

@@ -1,7 +1,7 @@
 """Who may come in: signed-in users only, and only from pages of our own.
 
-An ASGI middleware in front of everything, NiceGUI's socket and files included. Puts the user into
-``scope["state"]["user"]``.
+An ASGI middleware in front of everything, NiceGUI's socket and files included. Puts the sign-in
+into ``scope["state"]["sign_in"]``.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        user = self._sessions.user_of(cookie(headers, COOKIE))
-        scope.setdefault("state", {})["user"] = user
+        sign_in = self._sessions.sign_in_of(cookie(headers, COOKIE))
+        scope.setdefault("state", {})["sign_in"] = sign_in
         if not _is_same_origin(headers, scope):
             await _refuse(scope, receive, send, "This request came from another site.")
-        elif user is None and scope["path"] not in OPEN_PATHS:
+        elif sign_in is None and scope["path"] not in OPEN_PATHS:
             await _to_login(scope, receive, send)
         else:
             await self._app(scope, receive, _with_security(send))
@@ -72,7 +72,10 @@ async def _to_login(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "websocket" or "text/html" not in Headers(scope=scope).get("accept", ""):
         await _refuse(scope, receive, send, "Sign in first.", status=401)
         return
-    there = scope["path"] + ("?" + scope["query_string"].decode() if scope["query_string"] else "")
+    there = "/"
+    if scope["method"] == "GET":
+        query = scope["query_string"].decode()
+        there = scope["path"] + (f"?{query}" if query else "")
     answer = RedirectResponse(f"/login?next={quote(there)}", status_code=303)
     await answer(scope, receive, send)
 

@@ -1,4 +1,5 @@
-"""Sign-ins: signed cookies that end by themselves, with a new password, or with the user.
+"""Sign-ins: signed cookies that end by themselves, with a new password, with the user, or when
+they sign out.
 
 Nothing is kept here, so sessions outlast a restart: what a cookie says is checked against the users
 that the live layer folds from the log.
@@ -11,10 +12,13 @@ import hmac
 import secrets
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from itsdangerous import BadSignature, URLSafeTimedSerializer
 
 from vllm_batch.admin_users import AdminUser, AdminUsers
+from vllm_batch.clock import Clock
 from vllm_batch.settings import Settings
 
 COOKIE = "vllm_batch_admin"
@@ -22,30 +26,50 @@ FORM_COOKIE = "vllm_batch_form"
 _NAMES_MAX = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class SignIn:
+    """That somebody signed in. ``action_id``: of the action that recorded it; ``session_seq``: the
+    user's at that time."""
+
+    action_id: str
+    user_id: str
+    session_seq: int
+    ends_at: datetime
+
+    def user(self, users: AdminUsers, now: datetime) -> AdminUser | None:
+        """Return the user as of now; None if this counts no more."""
+        user = users.find(self.user_id)
+        if user is None or now >= self.ends_at or users.has_signed_out(self.action_id):
+            return None
+        return user if user.session_seq == self.session_seq else None
+
+
 class Sessions:
     """Makes and reads session cookies and form tokens."""
 
-    def __init__(self, settings: Settings, users: AdminUsers) -> None:
+    def __init__(self, settings: Settings, users: AdminUsers, clock: Clock) -> None:
         key = settings.secret_key.get_secret_value() or secrets.token_urlsafe(32)
         self._signer = URLSafeTimedSerializer(key, salt="admin session")
         self._form_key = hashlib.sha256(f"admin form\x1f{key}".encode()).digest()
-        self._seconds = settings.admin_session_seconds
+        self._lasts = timedelta(seconds=settings.admin_session_seconds)
         self._users = users
+        self._clock = clock
 
-    def cookie_of(self, user: AdminUser) -> str:
-        """Return what the browser is to keep."""
-        return self._signer.dumps([user.user_id, user.session_seq])
+    def cookie_of(self, user: AdminUser, action_id: str) -> str:
+        """Return what the browser is to keep; ``action_id``: of the sign-in."""
+        return self._signer.dumps([action_id, user.user_id, user.session_seq])
 
-    def user_of(self, cookie: str | None) -> AdminUser | None:
-        """Return who a cookie stands for; None if it counts no more, or never did."""
+    def sign_in_of(self, cookie: str | None) -> SignIn | None:
+        """Return what a cookie stands for; None if it counts no more, or never did."""
         if not cookie:
             return None
         try:
-            user_id, session_seq = self._signer.loads(cookie, max_age=self._seconds)
-        except BadSignature:
+            value, began_at = self._signer.loads(cookie, return_timestamp=True)
+            action_id, user_id, session_seq = value
+        except (BadSignature, ValueError):  # a forgery, or a cookie of another release
             return None
-        user = self._users.find(user_id)
-        return user if user is not None and user.session_seq == session_seq else None
+        found = SignIn(action_id, user_id, session_seq, began_at + self._lasts)
+        return found if found.user(self._users, self._clock.now()) is not None else None
 
     def form_token(self, cookie: str) -> str:
         """Return the token that a form carries besides its cookie."""

@@ -8,8 +8,10 @@ from pathlib import Path
 
 from nicegui import ui
 from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
 
 from batch_admin.services import Services
+from batch_admin.sessions import SignIn
 from batch_admin.view import View
 from vllm_batch.errors import BatchError
 from vllm_batch.events.admin import Role
@@ -40,24 +42,31 @@ class Page:
 def register(page: Page, pages: Sequence[Page], services: Services) -> None:
     """Serve ``page`` under its path."""
 
-    async def show(request: Request) -> None:
+    async def show(request: Request) -> Response | None:
+        sign_in: SignIn = request.state.sign_in
+        user = sign_in.user(services.live.users, services.clock.now())
+        if user is None:  # just now
+            return RedirectResponse("/login", status_code=303)
         view = View(
             services,
-            request.state.user,
+            sign_in,
+            user,
             request.path_params,
             dict(request.query_params),
             theme=request.cookies.get(THEME_COOKIE, ""),
         )
+        view.leave_when_signed_out()
         _frame(view, page, pages)
         with ui.element("div").classes("page"):
             if not view.may(page.role):
                 notice("lock", "Not for you", f"This page takes the role {page.role}.")
-                return
+                return None
             await view.open()
             try:
                 await page.build(view)
             except BatchError as error:
                 notice("cloud_off", "Not there right now", f"{error}. Reload the page in a moment.")
+        return None
 
     ui.page(page.path, title=f"{page.title} · vllm-batch")(show)
 

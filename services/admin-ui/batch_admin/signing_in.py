@@ -17,9 +17,10 @@ from starlette.responses import HTMLResponse, PlainTextResponse, RedirectRespons
 
 from batch_admin import audit
 from batch_admin.services import Services
-from batch_admin.sessions import COOKIE, FORM_COOKIE, Attempts, Sessions
+from batch_admin.sessions import COOKIE, FORM_COOKIE, Attempts, Sessions, SignIn
 from vllm_batch import admin_users
 from vllm_batch.admin_users import AdminUser
+from vllm_batch.errors import EventStoreUnavailable
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ def create_router(services: Services, sessions: Sessions) -> APIRouter:
 
     @router.get("/login")
     async def form(request: Request) -> Response:
-        if request.state.user is not None:
+        if request.state.sign_in is not None:
             return RedirectResponse("/", status_code=303)
         return _form(services, sessions, request, next_path=request.query_params.get("next", "/"))
 
@@ -74,16 +75,28 @@ def create_router(services: Services, sessions: Sessions) -> APIRouter:
         count("ok").inc()
         by_name.forget(person)
         by_address.forget(address)
-        await audit.taken(services.store, user, "sign in", user.name)
-        return _signed_in(services, sessions, request, user, next_path)
+        action_id, _ = await audit.taken(services.store, user, "sign in", user.name)
+        value = sessions.cookie_of(user, action_id)
+        return _signed_in(services, request, value, next_path)
 
     @router.post("/logout")
-    async def sign_out() -> Response:
+    async def sign_out(request: Request) -> Response:
+        await _end(services, request.state.sign_in)
         answer = RedirectResponse("/login", status_code=303)
         answer.delete_cookie(COOKIE)
         return answer
 
     return router
+
+
+async def _end(services: Services, sign_in: SignIn) -> None:
+    user = sign_in.user(services.live.users, services.clock.now())
+    if user is None:
+        return
+    try:
+        await audit.taken(services.store, user, admin_users.SIGN_OUT, sign_in.action_id)
+    except EventStoreUnavailable as error:  # the browser forgets it all the same
+        log.warning("a sign-out was not recorded", user=user.name, error=str(error))
 
 
 async def _values(request: Request) -> dict[str, str]:
@@ -124,13 +137,11 @@ def _form(
     return answer
 
 
-def _signed_in(
-    services: Services, sessions: Sessions, request: Request, user: AdminUser, next_path: str
-) -> Response:
+def _signed_in(services: Services, request: Request, cookie: str, next_path: str) -> Response:
     local = next_path.startswith("/") and not next_path.startswith(("//", "/\\"))
     answer = RedirectResponse(next_path if local else "/", status_code=303)
     seconds = services.settings.admin_session_seconds
-    _keep(answer, request, COOKIE, sessions.cookie_of(user), seconds=seconds)
+    _keep(answer, request, COOKIE, cookie, seconds=seconds)
     return answer
 
 

@@ -13,6 +13,7 @@ from nicegui import background_tasks, ui
 from batch_admin import audit
 from batch_admin.live import Live
 from batch_admin.services import Services
+from batch_admin.sessions import SignIn
 from vllm_batch.admin_users import AdminUser
 from vllm_batch.errors import BatchError, Rejected
 from vllm_batch.events import Recorded
@@ -24,6 +25,7 @@ REFRESH_SECONDS = 1.0
 _CATCH_UP_SECONDS = 2.0
 _OPEN_SECONDS_MAX = 0.5  # a page that opens waits no longer for the read models
 _ATTEMPTS_MAX = 20
+_LEAVE_SECONDS = 2.0  # for a browser to go where it is sent
 
 
 class NotAllowed(Rejected):
@@ -39,6 +41,7 @@ class View:
     def __init__(
         self,
         services: Services,
+        sign_in: SignIn,
         user: AdminUser,
         params: Mapping[str, str],
         query: Mapping[str, str],
@@ -46,6 +49,7 @@ class View:
         theme: str = "",
     ) -> None:
         self.services = services
+        self._sign_in = sign_in
         self.user = user
         self.params = params
         self.query = query
@@ -60,9 +64,9 @@ class View:
         return self.services.live
 
     def may(self, role: Role) -> bool:
-        """Tell whether the user may do now what takes ``role``: roles change while pages are
-        open."""
-        user = self.live.users.find(self.user.user_id)
+        """Tell whether the user may do now what takes ``role``: roles change and sign-ins end while
+        pages are open."""
+        user = self._sign_in.user(self.live.users, self.services.clock.now())
         return user is not None and user.may(role)
 
     async def act(
@@ -123,6 +127,8 @@ class View:
             with self.live.watch(nouns, after=self._since) as watch:
                 while True:
                     events = await watch.wait(_CATCH_UP_SECONDS if behind else idle_seconds)
+                    if not self.may("viewer"):
+                        return
                     behind = reads and not await self.catch_up()
                     try:
                         await refresh(events)
@@ -154,6 +160,21 @@ class View:
     async def catch_up(self) -> bool:
         """Give the read models a moment to take in what has happened so far; True if they have."""
         return await self.services.reads.wait_for(self.live.position, _CATCH_UP_SECONDS)
+
+    def leave_when_signed_out(self) -> None:
+        """Send the page to the sign-in as soon as its user's counts no more; a browser that does
+        not go there has nothing left to hit or to read."""
+
+        async def leaving() -> None:
+            with self.live.watch({"admin"}, after=self._since) as watch:
+                while self.may("viewer"):
+                    left = self._sign_in.ends_at - self.services.clock.now()
+                    await watch.wait(max(0.0, left.total_seconds()))
+            ui.navigate.to("/login")
+            await asyncio.sleep(_LEAVE_SECONDS)
+            self._client.remove_all_elements()
+
+        self.keep(leaving())
 
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something on the page for as long as it is open."""

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import structlog
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import StreamingResponse
 
 from batch_admin.services import Services
+from batch_admin.sessions import SignIn
 from vllm_batch.errors import EventStoreUnavailable
 from vllm_batch.ids import WorkerId
 from vllm_batch.messaging import telemetry
@@ -30,9 +31,9 @@ def create_router(services: Services) -> APIRouter:
     router = APIRouter()
 
     @router.get(PATH)
-    async def lines(worker: str = "", after: int = 0) -> StreamingResponse:
+    async def lines(request: Request, worker: str = "", after: int = 0) -> StreamingResponse:
         return StreamingResponse(
-            _lines(services, worker, after),
+            _lines(services, request.state.sign_in, worker, after),
             media_type="application/jsonl",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
@@ -40,13 +41,17 @@ def create_router(services: Services) -> APIRouter:
     return router
 
 
-async def _lines(services: Services, worker: str, after: int) -> AsyncIterator[bytes]:
+async def _lines(
+    services: Services, sign_in: SignIn, worker: str, after: int
+) -> AsyncIterator[bytes]:
     view = services.live.fleet.find(worker) if worker else None
     worker_id = view.worker_id if view else None
     yield b"\n"  # the headers go out now, though there may be no line yet
     start = await _start(services, worker_id)
     pages = telemetry.follow_pages(services.client, worker_id=worker_id, after=max(after, start))
     async for page in pages:
+        if sign_in.user(services.live.users, services.clock.now()) is None:
+            return
         yield b"".join(_as_json(services, logged) for logged in page)
 
 
