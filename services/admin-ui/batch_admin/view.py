@@ -11,7 +11,7 @@ import structlog
 from nicegui import background_tasks, ui
 
 from batch_admin import audit
-from batch_admin.live import Live
+from batch_admin.live import RECENT_EVENTS, Live
 from batch_admin.services import Services
 from batch_admin.sessions import SignIn
 from vllm_batch.admin_users import AdminUser
@@ -119,22 +119,24 @@ class View:
 
         ``idle_seconds``: call it without events after so long a silence, for what grows old.
         ``reads``: it reads the read models; it is called once these have the events, and again
-        where they were late.
+        with the same ones where they were late.
         """
 
         async def watching() -> None:
-            behind = reads and self._behind
+            behind, again = reads and self._behind, list[Recorded]()
             with self.live.watch(nouns, after=self._since) as watch:
                 while True:
-                    events = await watch.wait(_CATCH_UP_SECONDS if behind else idle_seconds)
+                    new = await watch.wait(_CATCH_UP_SECONDS if behind else idle_seconds)
                     if not self.may("viewer"):
                         return
+                    events = [*again, *new][-RECENT_EVENTS:]
                     behind = reads and not await self.catch_up()
                     try:
                         await refresh(events)
                     except BatchError as error:
                         behind = True
                         log.info("a page waits for its data", error=str(error))
+                    again = events if behind else []
                     await asyncio.sleep(seconds)
 
         self.keep(watching())

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import AsyncMock
 
 import pytest
 from nats.aio.client import Client as NatsClient
@@ -20,6 +21,7 @@ from batch_admin.sessions import SignIn
 from batch_admin.view import View
 from vllm_batch.admin_users import AdminUser
 from vllm_batch.clock import ManualClock
+from vllm_batch.errors import BlobMissing
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import Event
 from vllm_batch.events.admin import (
@@ -40,6 +42,7 @@ class Shown:
     user: AdminUser
     store: MemoryEventStore
     live: Live
+    reads: Any
     clock: ManualClock
     said: list[str] = field(default_factory=list)
     went: list[str] = field(default_factory=list)
@@ -77,11 +80,13 @@ async def shown(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Shown]:
     live._apply(await store.append(made, expected=0))
     user = live.users.find("user_1")
     assert user is not None
-    services = SimpleNamespace(store=store, live=live, clock=clock)
+    reads = SimpleNamespace(wait_for=AsyncMock(return_value=True))
+    blobs = SimpleNamespace(get=AsyncMock(side_effect=BlobMissing("it was purged")))
+    services = SimpleNamespace(store=store, live=live, clock=clock, reads=reads, blobs=blobs)
     sign_in = SignIn("action_1", user.user_id, user.session_seq, clock.now() + LASTS)
     with Client(page("/")) as client:
         view = View(cast(Services, services), sign_in, user, {}, {})
-    found = Shown(view, user, store, live, clock)
+    found = Shown(view, user, store, live, reads, clock)
     monkeypatch.setattr(ui, "notify", lambda text, **_: found.said.append(text))
     monkeypatch.setattr(ui.navigate, "to", cast(Any, found.went.append))
     yield found

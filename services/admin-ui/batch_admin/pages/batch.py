@@ -73,15 +73,15 @@ class BatchPage:
 
     async def refresh(self, events: list[Recorded]) -> None:
         """Show where the batch is now; ``events`` recolour their chunks."""
-        mine = [r for r in events if getattr(r.event, "job_id", None) == self._job_id]
-        if events and not mine:
+        mine = self._mine(events)
+        if events and not mine and not _may_lack_some(events):
             return
         reads = self._view.services.reads
         row = await reads.any_batch(self._job_id)
         if row is None:
             return
-        if (row.total and not self._count) or len(events) == RECENT_EVENTS:
-            await self._draw_grid()  # it is planned now, or more came than a watch keeps
+        if (row.total and not self._count) or _may_lack_some(events):
+            await self._draw_grid()  # it is planned now, or a chunk's event may be lacking
         else:
             self._recolour(mine)
         self._head.set(row)
@@ -89,12 +89,13 @@ class BatchPage:
         open_batch = self._view.live.batches.batches.get(row.job_id)
         eta = open_batch.eta_seconds(self._view.services.clock.now()) if open_batch else None
         self._figures.set(row, sum(one.cost or 0 for one in used), eta)
-        if not events or any(not isinstance(r.event, ChunkEvent) for r in mine):
+        whole = not events or _may_lack_some(events)
+        if whole or any(not isinstance(r.event, ChunkEvent) for r in mine):
             await self._show_timeline()
 
     async def refresh_slowly(self, events: list[Recorded]) -> None:
         """Show what takes reading: the chart, the errors and the results."""
-        if events and not any(getattr(r.event, "job_id", None) == self._job_id for r in events):
+        if events and not self._mine(events) and not _may_lack_some(events):
             return
         services = self._view.services
         row = await services.reads.any_batch(self._job_id)
@@ -114,6 +115,9 @@ class BatchPage:
         else:
             results = await batch_results.newest(services, self._history.newest, RESULTS_SHOWN)
         self._show_outcome(row, causes, results)
+
+    def _mine(self, events: list[Recorded]) -> list[Recorded]:
+        return [r for r in events if getattr(r.event, "job_id", None) == self._job_id]
 
     def _show_outcome(
         self, row: BatchRow, causes: list[Cause], results: list[batch_results.Result]
@@ -160,6 +164,11 @@ class BatchPage:
                 with ui.row().classes("w-full gap-3 no-wrap items-baseline"):
                     LocalTime(recorded.time).classes("dim").style("white-space:nowrap")
                     ui.label(_said(recorded)).style("overflow-wrap:anywhere")
+
+
+def _may_lack_some(events: list[Recorded]) -> bool:
+    """Tell whether more came, of any batch, than a watch keeps."""
+    return len(events) >= RECENT_EVENTS
 
 
 async def build(view: View) -> None:
