@@ -7,10 +7,13 @@ its processes and has their history.
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from vllm_batch.errors import EventStoreUnavailable
 from vllm_batch.event_store import EventStore
 from vllm_batch.events import (
     Recorded,
@@ -28,6 +31,8 @@ from vllm_batch.messaging import subjects
 
 ON_PURPOSE = frozenset({"drained"})
 """Reasons of ``worker.stopped`` after which nobody misses the worker."""
+
+_RETRY_SECONDS = 1.0
 
 State = Literal["started", "ready", "stopped", "lost"]
 
@@ -90,6 +95,19 @@ class Fleet:
         if worker in self.names:
             return self.names[worker].newest
         return self.workers.get(WorkerId(worker))
+
+    def processes(self, worker: str) -> list[WorkerId]:
+        """Return the ids of all processes of a name, the oldest first, or a single one's."""
+        if worker not in self.names:
+            return [WorkerId(worker)]
+        return [view.worker_id for view in self.workers.values() if view.name == worker]
+
+    def is_of(self, worker_id: WorkerId, worker: str) -> bool | None:
+        """Tell whether a process is, or is of, ``worker``; None: the log has not said yet."""
+        view = self.workers.get(worker_id)
+        if view is None:
+            return True if worker_id == worker else None
+        return worker in {view.name, view.worker_id}
 
     def serving(self, model: str) -> list[WorkerView]:
         """Return the workers that the log has as ready for ``model``."""
@@ -176,3 +194,13 @@ async def load(store: EventStore) -> Fleet:
         for recorded in batch:
             fleet.apply(recorded)
     return fleet
+
+
+async def follow(fleet: Fleet, store: EventStore) -> None:
+    """Keep ``fleet`` as the log has it, for ever; while the log is away it stays as it is."""
+    while True:
+        with suppress(EventStoreUnavailable):
+            async for batch in store.follow([subjects.ALL_WORKERS], after=fleet.position):
+                for recorded in batch:
+                    fleet.apply(recorded)
+        await asyncio.sleep(_RETRY_SECONDS)

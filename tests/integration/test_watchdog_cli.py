@@ -198,6 +198,40 @@ def test_logs_follow(stack: LocalStack, tmp_path: Path) -> None:
         follower.wait(20)
 
 
+def test_the_logs_of_a_worker_are_those_of_all_its_processes(
+    stack: LocalStack, tmp_path: Path
+) -> None:
+    def start(worker_id: str) -> None:
+        event = WorkerStarted(
+            worker_id=WorkerId(worker_id), name="phoenix", host="h", pid=1, engine="simulated",
+            version="1",
+        )  # fmt: skip
+        with_store(stack, lambda store: append(store, event))
+
+    said = tmp_path / "said"
+    options = ("--worker", "phoenix", "--tail", "3")
+    start("worker_first")
+    log_lines(stack, "worker_first", 2)
+    with said.open("wb") as out:
+        follower = subprocess.Popen(
+            (*COMMAND, "logs", "--follow", *options, "--home", str(stack.home.root)), stdout=out
+        )
+    try:
+        until(lambda: "worker_first line 1" in said.read_text())
+        log_lines(stack, "worker_second", 2)  # a process logs before the log has its start
+        log_lines(stack, "worker_of_another_name", 1)
+        start("worker_second")
+        until(lambda: "worker_second line 1" in said.read_text())
+        assert "worker_of_another_name" not in said.read_text()
+        assert said.read_text().count("phoenix ") == 4
+    finally:
+        follower.kill()
+        follower.wait(20)
+    lines = run(stack, "logs", *options, "--json").splitlines()
+    expected = ["worker_first line 1", "worker_second line 0", "worker_second line 1"]
+    assert [json.loads(line)["message"] for line in lines] == expected
+
+
 def test_kill_asks_first_and_the_engine_comes_back(stack: LocalStack) -> None:
     assert "Kill the engine" in run(stack, "kill", "worker-1", expect=1, answer="n\n")
     assert recorded(stack, WorkerEngineKilled) == []

@@ -203,6 +203,23 @@ def test_logs_are_followed_searched_and_never_html(ui: Ui, viewer: Page) -> None
     expect(viewer.locator(".log-row.info")).to_have_count(0)
 
 
+def test_logs_are_followed_over_a_restart_and_keep_what_was_before(ui: Ui, viewer: Page) -> None:
+    viewer.goto("/admin/worker-logs?worker=worker-1")
+    before = ui.in_store(_newest)
+    _say(ui, ["the last words of a worker"])
+    last_words = viewer.locator(".log-row").filter(has_text="the last words of a worker")
+    expect(last_words).to_have_count(1)
+    ui.stack.service("worker-1").kill(signal.SIGKILL)
+    _wait_restarted(ui, before.worker_id)
+    _say(ui, ["the first words of its successor"])
+    first_words = viewer.locator(".log-row").filter(has_text="the first words of its successor")
+    expect(first_words).to_have_count(1)
+    viewer.reload()
+    expect(first_words).to_have_count(1)
+    viewer.get_by_label("Search the lines").fill("words of")
+    expect(last_words).to_have_count(1)
+
+
 def test_a_hundred_thousand_lines_do_not_freeze_the_page(ui: Ui, viewer: Page) -> None:
     _say(ui, [f"line {number} of many" for number in range(LINES)])
     viewer.goto("/admin/worker-logs?worker=worker-1")

@@ -44,26 +44,46 @@ def create_router(services: Services) -> APIRouter:
 async def _lines(
     services: Services, sign_in: SignIn, worker: str, after: int
 ) -> AsyncIterator[bytes]:
-    view = services.live.fleet.find(worker) if worker else None
-    worker_id = view.worker_id if view else None
     yield b"\n"  # the headers go out now, though there may be no line yet
-    start = await _start(services, worker_id)
-    pages = telemetry.follow_pages(services.client, worker_id=worker_id, after=max(after, start))
-    async for page in pages:
+    async for page in _pages(services, worker, after):
         if sign_in.user(services.live.users, services.clock.now()) is None:
             return
         yield b"".join(_as_json(services, logged) for logged in page)
 
 
-async def _start(services: Services, worker_id: WorkerId | None) -> int:
-    """Return the sequence after which the newest lines are; NATS may be busy for a while."""
+async def _pages(services: Services, worker: str, after: int) -> AsyncIterator[list[LoggedLine]]:
+    """Yield the newest lines that are kept of every process of ``worker``, then what comes."""
+    client, fleet = services.client, services.live.fleet
+    workers = fleet.processes(worker) if worker else None
+    until, start = await _bounds(services, workers)
+    try:
+        start = max(after, start)
+        async for page in telemetry.past_pages(client, workers=workers, after=start, until=until):
+            yield page
+    except EventStoreUnavailable as error:  # the viewer asks again for what comes after
+        log.info("log lines wait", error=str(error))
+        return
+
+    def of(worker_id: WorkerId) -> bool | None:
+        return not worker or fleet.is_of(worker_id, worker)
+
+    async for page in telemetry.follow_pages(client, of=of, after=max(after, until)):
+        yield page
+
+
+async def _bounds(services: Services, workers: list[WorkerId] | None) -> tuple[int, int]:
+    """Return the last sequence of the log lines and the one after which the newest lines are; NATS
+    may be busy for a while."""
     count = services.settings.admin_log_lines_max
     while True:
         try:
-            return await telemetry.before_last(services.client, worker_id=worker_id, count=count)
+            until = await telemetry.last_sequence(services.client)
+            start = await telemetry.before_last(services.client, workers=workers, count=count)
         except EventStoreUnavailable as error:
             log.info("log lines wait", error=str(error))
             await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return until, start
 
 
 def _as_json(services: Services, logged: LoggedLine) -> bytes:

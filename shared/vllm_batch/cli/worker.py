@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from vllm_batch.event_store.jetstream import JetStreamEventStore
+    from vllm_batch.fleet import Fleet
     from vllm_batch.ids import WorkerId
     from vllm_batch.messaging.telemetry import LoggedLine
     from vllm_batch.worker_control import Command, Reply
@@ -143,28 +144,35 @@ def logs(
     wanted = frozenset(_LEVELS[_LEVELS.index(level.lower()) :])
 
     async def ask(store: JetStreamEventStore) -> None:
-        from vllm_batch import fleet
+        from vllm_batch import fleet, tasks, worker_orders
         from vllm_batch.messaging import telemetry
 
-        names = {view.worker_id: view.name for view in (await fleet.load(store)).workers.values()}
-        worker_id = await _id_of(store, worker) if worker else None
-        client = store.connection.client
-        found = await telemetry.tail(client, worker_id=worker_id, count=tail)
+        if worker:
+            await worker_orders.find(store, worker)
+        known, client = await fleet.load(store), store.connection.client
+        workers = known.processes(worker) if worker else None
+        found = await telemetry.tail(client, workers=workers, count=tail)
         for line in found.lines:
-            _print_line(line, names, wanted, as_json)
+            _print_line(line, known, wanted, as_json)
+
+        async def print_new() -> None:
+            def of(worker_id: WorkerId) -> bool | None:
+                return not worker or known.is_of(worker_id, worker)
+
+            async for line in telemetry.follow(client, of=of, after=found.after):
+                _print_line(line, known, wanted, as_json)
+
         if follow:
-            async for line in telemetry.follow(client, worker_id=worker_id, after=found.after):
-                _print_line(line, names, wanted, as_json)
+            await tasks.first_to_end(print_new(), fleet.follow(known, store))
 
     _with_store(home, ask)
 
 
-def _print_line(
-    logged: LoggedLine, names: dict[WorkerId, str], wanted: frozenset[str], as_json: bool
-) -> None:
+def _print_line(logged: LoggedLine, known: Fleet, wanted: frozenset[str], as_json: bool) -> None:
     if logged.line.level not in wanted:
         return
-    name = names.get(logged.worker_id, logged.worker_id)
+    view = known.workers.get(logged.worker_id)
+    name = view.name if view else logged.worker_id
     if as_json:
         data = {"worker": name, **msgspec.to_builtins(logged.line)}
         print(json.dumps(data, ensure_ascii=False), flush=True)
@@ -191,12 +199,6 @@ def _text_of(logged: LoggedLine, name: str) -> Text:
         text.append(f" {field}=", style="dim")
         text.append(shown.translate(CONTROL))
     return text
-
-
-async def _id_of(store: JetStreamEventStore, worker: str) -> WorkerId:
-    from vllm_batch import worker_orders
-
-    return (await worker_orders.find(store, worker)).worker_id
 
 
 def _order(home: Path | None, worker: str, command: Command) -> Reply:

@@ -7,7 +7,8 @@ age is gone, and heartbeats may have been lost: nobody decides about leases by t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -57,6 +58,15 @@ class _Raw:
     time: datetime
 
 
+Whose = Callable[[WorkerId], bool | None]
+"""Tells whether a process's lines are wanted; None: nobody knows yet whose it is."""
+
+
+def anybody(_: WorkerId) -> bool:
+    """Want every line."""
+    return True
+
+
 async def last_heartbeats(client: Client) -> dict[WorkerId, tuple[Heartbeat, datetime]]:
     """Return each worker's last heartbeat, with the time NATS took it in.
 
@@ -75,63 +85,86 @@ async def last_heartbeats(client: Client) -> dict[WorkerId, tuple[Heartbeat, dat
     return found
 
 
-async def tail(client: Client, *, worker_id: WorkerId | None, count: int) -> Tail:
-    """Return the last ``count`` log lines of one worker, or of all.
+async def tail(client: Client, *, workers: Sequence[WorkerId] | None, count: int) -> Tail:
+    """Return the last ``count`` log lines of some workers, or of all.
 
     Raises:
         EventStoreUnavailable: the stream does not answer.
     """
-    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
     first, last = await _bounds(client)
-    total = await _left_from(client, subject, first)
-    start = await _start_of_last(client, subject, count, (first, last + 1), total)
+    left = [await _left_from(client, subject, first) for subject in _subjects(workers)]
     lines: list[LoggedLine] = []
-    while count:
-        messages, pending = await _direct_get(
-            client, {"seq": start, "next_by_subj": subject, "batch": BATCH}
-        )
-        read = (_line(message.seq, message.subject, message.data) for message in messages)
-        lines.extend(line for line in read if line is not None)
-        if not messages or pending == 0:
-            break
-        start = messages[-1].seq + 1
-    return Tail(lines[-count:] if count else [], total, max(last, lines[-1].seq if lines else 0))
+    if count:
+        after = await before_last(client, workers=workers, count=count)
+        async for page in past_pages(client, workers=workers, after=after, until=last):
+            lines += page
+    lines.sort(key=lambda line: line.seq)
+    return Tail(lines[-count:] if count else [], sum(left), last)
 
 
-async def before_last(client: Client, *, worker_id: WorkerId | None, count: int) -> int:
+async def last_sequence(client: Client) -> int:
+    """Return the sequence of what came last. Raises EventStoreUnavailable."""
+    return (await _bounds(client))[1]
+
+
+async def before_last(client: Client, *, workers: Sequence[WorkerId] | None, count: int) -> int:
     """Return the sequence after which there are ``count`` log lines, or all where there are fewer.
 
+    ``workers``: those of which lines are counted, all where it is None; of the processes of one
+    worker the oldest first.
+
     Raises:
         EventStoreUnavailable: the stream does not answer.
     """
-    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
     first, last = await _bounds(client)
-    total = await _left_from(client, subject, first)
-    return await _start_of_last(client, subject, count, (first, last + 1), total) - 1
+    for subject in reversed(_subjects(workers)):
+        total = await _left_from(client, subject, first)
+        if total >= count:
+            return await _start_of_last(client, subject, count, (first, last + 1), total) - 1
+        count -= total
+    return max(first, 1) - 1
 
 
-async def follow(
-    client: Client, *, worker_id: WorkerId | None, after: int
-) -> AsyncIterator[LoggedLine]:
+async def past_pages(
+    client: Client, *, workers: Sequence[WorkerId] | None, after: int, until: int
+) -> AsyncIterator[list[LoggedLine]]:
+    """Yield the log lines after one sequence up to another, up to BATCH at a time: one worker's
+    after the other's, each in order.
+
+    Raises:
+        EventStoreUnavailable: the stream does not answer.
+    """
+    for subject in _subjects(workers):
+        start, pending = after + 1, 1
+        while pending and start <= until:
+            request = {"seq": start, "next_by_subj": subject, "batch": BATCH}
+            messages, pending = await _direct_get(client, request)
+            if lines := _lines(message for message in messages if message.seq <= until):
+                yield lines
+            start = messages[-1].seq + 1 if messages else until + 1
+
+
+async def follow(client: Client, *, of: Whose = anybody, after: int) -> AsyncIterator[LoggedLine]:
     """Yield the log lines that come after a sequence, for ever; asks every POLL_SECONDS."""
-    async for page in follow_pages(client, worker_id=worker_id, after=after):
+    async for page in follow_pages(client, of=of, after=after):
         for line in page:
             yield line
 
 
 async def follow_pages(
-    client: Client, *, worker_id: WorkerId | None, after: int
+    client: Client, *, of: Whose = anybody, after: int
 ) -> AsyncIterator[list[LoggedLine]]:
     """Yield what `follow` yields, up to BATCH lines at a time."""
-    subject = subjects.log(worker_id) if worker_id else subjects.ALL_LOGS
+    unknown: list[LoggedLine] = []
     while True:
-        request = {"seq": after + 1, "next_by_subj": subject, "batch": BATCH}
+        request = {"seq": after + 1, "next_by_subj": subjects.ALL_LOGS, "batch": BATCH}
         try:
             messages, _ = await _direct_get(client, request)
         except EventStoreUnavailable:
             messages = []  # it comes back, and nothing is skipped
-        read = (_line(message.seq, message.subject, message.data) for message in messages)
-        if lines := [line for line in read if line is not None]:
+        read = [*unknown, *_lines(messages)]
+        unknown = [line for line in read if of(line.worker_id) is None][-BATCH:]
+        if lines := [line for line in read if of(line.worker_id)]:
             yield lines
         if messages:
             after = messages[-1].seq
@@ -175,12 +208,18 @@ async def _start_of_last(
     return low
 
 
-def _line(seq: int, subject: str, payload: bytes) -> LoggedLine | None:
-    try:
-        line = msgspec.json.decode(payload, type=LogLine)
-    except msgspec.DecodeError:
-        return None  # of another release
-    return LoggedLine(seq, WorkerId(subject.rpartition(".")[2]), line)
+def _subjects(workers: Sequence[WorkerId] | None) -> list[str]:
+    return [subjects.ALL_LOGS] if workers is None else [subjects.log(one) for one in workers]
+
+
+def _lines(messages: Iterable[_Raw]) -> list[LoggedLine]:
+    found: list[LoggedLine] = []
+    for message in messages:
+        with suppress(msgspec.DecodeError):  # of another release
+            line = msgspec.json.decode(message.data, type=LogLine)
+            worker_id = WorkerId(message.subject.rpartition(".")[2])
+            found.append(LoggedLine(message.seq, worker_id, line))
+    return found
 
 
 def _raw(headers: dict[str, str], data: bytes) -> _Raw:

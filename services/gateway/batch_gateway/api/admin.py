@@ -119,11 +119,10 @@ async def worker_logs(
 ) -> Response:
     """Return the newest log lines of one worker or of all; ``level``: this one and worse."""
     known = await fleet.load(api.store)
-    view = known.find(worker) if worker else None
-    if worker and view is None:
+    if worker and known.find(worker) is None:
         raise HttpRefusal(404, f"There is no worker '{shown(worker)}'.")
     found = await telemetry.tail(
-        _client(api), worker_id=view.worker_id if view else None, count=tail
+        _client(api), workers=known.processes(worker) if worker else None, count=tail
     )
     wanted = frozenset(LEVELS[LEVELS.index(level) :])
     levels: list[Level] = [logged.line.level for logged in found.lines]
