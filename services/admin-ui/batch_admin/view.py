@@ -57,6 +57,8 @@ class View:
         self._client = ui.context.client
         self._since = services.live.position
         self._behind = False
+        self._is_stale = False
+        self._client.on_exception(_tell_of)
 
     @property
     def live(self) -> Live:
@@ -98,12 +100,20 @@ class View:
             recorded = await audit.taken(self.services.store, self.user, action, target)
             if said := await deed():
                 _tell(said, type="positive")
-        except (BatchError, httpx.HTTPError) as error:
+        except Exception as error:  # the outermost of what a user does
+            _tell(f"Could not {action}: {_words(error)}", type="negative", timeout=10_000)
+            if not isinstance(error, BatchError | httpx.HTTPError):
+                log.exception("an action failed", user=self.user.name, action=action)
             if recorded is not None:
-                await audit.failed(self.services.store, self.user, recorded, str(error))
-            _tell(f"Could not {action}: {error}", type="negative", timeout=10_000)
+                await self._record_failure(recorded, _words(error))
             return False
         return True
+
+    async def _record_failure(self, action: tuple[str, int], reason: str) -> None:
+        try:
+            await audit.failed(self.services.store, self.user, action, reason)
+        except BatchError as error:
+            log.warning("a failure was not recorded", reason=reason, error=str(error))
 
     def refresh_on(
         self,
@@ -130,16 +140,30 @@ class View:
                     if not self.may("viewer"):
                         return
                     events = [*again, *new][-RECENT_EVENTS:]
-                    behind = reads and not await self.catch_up()
-                    try:
-                        await refresh(events)
-                    except BatchError as error:
-                        behind = True
-                        log.info("a page waits for its data", error=str(error))
+                    is_late = reads and not await self.catch_up()
+                    behind = not await self._refreshed(refresh, events) or is_late
                     again = events if behind else []
                     await asyncio.sleep(seconds)
 
         self.keep(watching())
+
+    async def _refreshed(
+        self, refresh: Callable[[list[Recorded]], Awaitable[None]], events: list[Recorded]
+    ) -> bool:
+        """Bring something up to date; False: it has to be tried again."""
+        try:
+            await refresh(events)
+        except BatchError as error:
+            log.info("a page waits for its data", error=str(error))
+            return False
+        except Exception as error:  # the outermost loop of what keeps a page live
+            log.exception("a page is not up to date")
+            if not self._is_stale:
+                _tell(f"This page is not up to date: {_words(error)}", type="negative")
+            self._is_stale = True
+            return False
+        self._is_stale = False
+        return True
 
     async def patiently(self, ask: Callable[[], Awaitable[None]]) -> None:
         """Do what the user asked for and the read models have to answer; wait for them a while."""
@@ -181,11 +205,17 @@ class View:
     def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
         """Run something on the page for as long as it is open."""
 
-        async def on_page() -> None:
-            with self._client:
-                await coroutine
+        task = background_tasks.create(coroutine, context=self._client)
+        self._client.on_delete(task.cancel)
 
-        self._client.on_delete(background_tasks.create(on_page()).cancel)
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _tell_of(error: Exception) -> None:
+    """Tell of what nobody else does; NiceGUI logs it."""
+    _tell(f"Something went wrong: {_words(error)}", type="negative", timeout=10_000)
 
 
 def _tell(text: str, **options: Any) -> None:

@@ -185,13 +185,13 @@ async def build(view: View) -> None:
     nouns = {"job", "chunk"}
     view.refresh_on(nouns, page.refresh, reads=True)
     view.refresh_on(nouns, page.refresh_slowly, seconds=_SLOW_SECONDS, reads=True)
-    view.keep(_first(page))
+    view.keep(_first(view, page))
 
 
-async def _first(page: BatchPage) -> None:
+async def _first(view: View, page: BatchPage) -> None:
     """Fill in what takes reading, once the page is there."""
     await ui.context.client.connected()
-    await page.refresh_slowly([])
+    await view.patiently(lambda: page.refresh_slowly([]))
 
 
 class BatchHead:

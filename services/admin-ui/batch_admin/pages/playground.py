@@ -140,9 +140,12 @@ class Playground:
             "temperature": self._temperature.value,
             "top_p": self._top_p.value,
         }
+        system = self._system.value
         self._send_button.disable()
-        await asyncio.gather(*(side.ask(asked, self._system.value, parameters) for side in chosen))
-        self._send_button.enable()
+        try:
+            await asyncio.gather(*(side.ask(asked, system, parameters) for side in chosen))
+        finally:
+            self._send_button.enable()
 
     def _stop(self) -> None:
         for side in self._sides:
