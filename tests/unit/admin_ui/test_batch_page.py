@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from unittest.mock import AsyncMock
 
 import pytest
@@ -61,6 +62,23 @@ async def test_a_page_looks_at_its_batch_when_more_came_than_a_watch_keeps(
     else:
         assert _state(page) == "completed"
         assert len(list(page._timeline)) == 2
+
+
+async def test_two_looks_at_once_count_what_was_done_once(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = shown.store.read
+
+    async def read_slowly(subject: str, *, after: int = 0) -> AsyncIterator[list[Recorded]]:
+        async for batch in read(subject, after=after):
+            await asyncio.sleep(0)
+            yield batch
+
+    page = await _page(shown)
+    monkeypatch.setattr(shown.store, "read", read_slowly)
+    await asyncio.gather(page.refresh_slowly([]), page.refresh_slowly([]))
+    (point,) = page._chart.options["series"][0]["data"]
+    assert point[1] == 8
 
 
 async def test_what_the_read_models_did_not_have_is_looked_at_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from nicegui import ui
@@ -47,6 +48,7 @@ class BatchPage:
         self._view = view
         self._job_id = job_id = row.job_id
         self._history = BatchHistory(view.services.store, job_id)
+        self._reading = asyncio.Lock()
         self._why = batch_results.Causes(view.services)
         self._count = len(chunk_states)
         self._head = BatchHead(view, row)
@@ -97,6 +99,10 @@ class BatchPage:
         """Show what takes reading: the chart, the errors and the results."""
         if events and not self._mine(events) and not _may_lack_some(events):
             return
+        async with self._reading:  # the first look and what came meanwhile
+            await self._read()
+
+    async def _read(self) -> None:
         services = self._view.services
         row = await services.reads.any_batch(self._job_id)
         if row is None:
