@@ -33,6 +33,8 @@ ON_PURPOSE = frozenset({"drained"})
 """Reasons of ``worker.stopped`` after which nobody misses the worker."""
 
 _RETRY_SECONDS = 1.0
+FIXED_ENGINES = frozenset({"openai"})
+"""Engines that serve what their own server serves: their workers are told no models."""
 
 State = Literal["started", "ready", "stopped", "lost"]
 

@@ -12,7 +12,7 @@ import msgspec
 from vllm_batch import fleet, ids, model_registry
 from vllm_batch.errors import NotFound
 from vllm_batch.event_store import EventStore
-from vllm_batch.fleet import Fleet, WorkerView
+from vllm_batch.fleet import FIXED_ENGINES, Fleet, WorkerView
 from vllm_batch.ids import ModelKey
 from vllm_batch.model_registry import ModelRegistry, ModelView
 
@@ -98,19 +98,23 @@ def _living_models(workers: Fleet) -> set[str]:
 def _on_workers(model: ModelView, workers: Fleet) -> list[ModelOnWorker]:
     found = []
     for worker in sorted(_living(workers), key=lambda worker: worker.name):
-        status: WorkerStatus | None = None
-        if worker.worker_id in model.loading_on:
-            status = "loading"
-        elif worker.worker_id in model.ready_on or (
-            model.name in worker.models and worker.state == "ready"
-        ):
-            status = "ready"
-        elif worker.worker_id in model.failed:
-            status = "failed"
-        if status is not None:
+        if (status := _status_on(worker, model)) is not None:
             reason = model.failed.get(worker.worker_id) if status == "failed" else None
             found.append(ModelOnWorker(worker=worker.name, status=status, reason=reason))
     return found
+
+
+def _status_on(worker: WorkerView, model: ModelView) -> WorkerStatus | None:
+    """Return what a worker says of a model as it is registered now; what it serves under that name
+    may be an older one."""
+    if worker.worker_id in model.loading_on:
+        return "loading"
+    if worker.worker_id in model.failed:
+        return "failed"
+    fixed = worker.engine in FIXED_ENGINES and worker.state == "ready"
+    if worker.worker_id in model.ready_on or (fixed and model.name in worker.models):
+        return "ready"
+    return None
 
 
 def _status(model: ModelView, registry: ModelRegistry, workers: Fleet) -> ModelStatus:

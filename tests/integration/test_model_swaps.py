@@ -15,7 +15,7 @@ from tests.orchestrator_bench import NO_POSTGRES, LogBench, leading
 from tests.unit.orchestrator.bench import job_submitted, request
 from tests.worker_bench import running_agent, until, worker_process
 
-from vllm_batch import ids, model_orders
+from vllm_batch import ids, model_listing, model_orders
 from vllm_batch.aggregates.job import JobStatus
 from vllm_batch.event_store.jetstream import JetStreamEventStore
 from vllm_batch.events import Event, WorkerReady
@@ -85,6 +85,10 @@ async def names(bench: LogBench, kind: type[Event]) -> list[str]:
     """Return the names of the models that the log has events of this kind of."""
     known = {ids.model_key(name): name for name in (HOME, "other", "tuned", "broken")}
     return [known[event.model_key] for event in await bench.events(subjects.every(kind))]
+
+
+async def loaded_times(bench: LogBench, times: int) -> bool:
+    return len(await names(bench, ModelLoading)) == times
 
 
 def has_failed(bench: LogBench) -> Callable[[], Any]:
@@ -157,6 +161,33 @@ async def test_a_model_that_cannot_be_loaded_costs_the_worker_nothing_but_time(
         assert worker.agent.monitor.restarts == 0, "a swap is no death of an engine"
         assert (await bench.job(waiting)).status is JobStatus.RUNNING
     assert await names(bench, ModelLoading) == ["broken"], "it is not tried over and over"
+
+
+async def test_a_model_whose_replacement_cannot_be_loaded_shows_that_and_is_left_alone(
+    bench: LogBench, settings: Settings
+) -> None:
+    """The worker goes on with what it had, and is not stopped again and again for another try."""
+    key = ids.model_key("other")
+    wanted = ModelLoadRequested(model_key=key, requested_by="test")
+    await append(bench.store, registered("other"), wanted)
+
+    async def is_shown(status: str) -> bool:
+        return (await model_listing.model(bench.store, "other")).status == status
+
+    async with leading(settings), worker_process(settings):
+        await until(lambda: is_shown("ready"))
+        await append(bench.store, registered("other", source="[[sim:broken]]"))
+        assert not await is_shown("ready")
+        await until(lambda: is_shown("failed"))
+        assert (await answered_by(bench, await submit(bench, "other")))[1] == {"other"}
+        shown = await model_listing.model(bench.store, "other")
+        assert [(one.status, one.reason) for one in shown.workers] == [
+            ("failed", "simulated: it is broken")
+        ]
+        assert await names(bench, ModelLoading) == ["other", "other"]
+        await append(bench.store, wanted)  # asked for again, it is tried again
+        await until(lambda: loaded_times(bench, 3))
+        await until(lambda: is_shown("failed"))
 
 
 async def test_a_batch_of_a_model_that_nobody_can_serve_waits_until_its_window_closes(

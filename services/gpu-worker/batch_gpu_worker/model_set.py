@@ -4,6 +4,9 @@
         └──► another one ──► run empty ──► engine starts with it ──► serve ──► load adapters
                                    └── it cannot: back to the one before, and say so
 
+What is registered anew under the name that is served, and cannot be loaded, is reported as failed
+and stays so, while what was served before goes on answering to that name.
+
 Writes ``model.loading|ready|failed|unloaded``. What failed is not tried again before it is told
 again.
 """
@@ -67,6 +70,7 @@ class ModelSet:
         self._monotonic = monotonic
         self._configured = engine.chosen.base if engine.chosen else None
         self._base = self._configured
+        self._outdated: str | None = None  # what this name means by now cannot be loaded here
         self._adapters: dict[str, ModelSpec] = {}
         self._names: list[str] = []
         self._wanted: Serve | None = None
@@ -128,20 +132,20 @@ class ModelSet:
             await self._swap(base, lora=order.lora or bool(adapters))
         if base != self._base:
             return  # it failed
+        self._outdated = None
         for name in [name for name, spec in self._adapters.items() if adapters.get(name) != spec]:
             await self._drop(name)
         for name, spec in adapters.items():
             if name not in self._adapters and not self._told.is_set():
                 await self._add(spec)
-        for name in self._names:
-            await self._report_ready(name)  # whoever orders it anew has missed it
+        await self._report_all_ready()  # whoever orders it anew has missed it
 
     async def _swap(self, base: ModelSpec, *, lora: bool) -> None:
         await self._report(ModelLoading, base.name)
         try:
             local = await self._local(base)
         except (BlobError, EngineFailed) as error:
-            await self._report_failed(base.name, str(error))
+            await self._swap_failed(base.name, error)
             return
         await self._serving.close()
         for name in self._names:
@@ -151,13 +155,18 @@ class ModelSet:
         try:
             await self._monitor.swap(Chosen(local, lora))
         except EngineFailed as error:
-            await self._report_failed(base.name, str(error))
+            await self._swap_failed(base.name, error)
         else:
             self._base, self._adapters, self._names = base, {}, [base.name]
+            self._outdated = None
         await self._engine.ready.wait()
-        for name in self._names:
-            await self._report_ready(name, self._monotonic() - began)
+        await self._report_all_ready(self._monotonic() - began)
         await self._serving.open(self._names)
+
+    async def _swap_failed(self, name: str, error: Exception) -> None:
+        if name in self._names:
+            self._outdated = name
+        await self._report_failed(name, str(error))
 
     async def _add(self, spec: ModelSpec) -> None:
         await self._report(ModelLoading, spec.name)
@@ -204,6 +213,11 @@ class ModelSet:
             except EngineUnavailable as error:
                 log.warning("the engine names no models yet", error=str(error))
             await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _report_all_ready(self, load_seconds: float = 0.0) -> None:
+        for name in self._names:
+            if name != self._outdated:
+                await self._report_ready(name, load_seconds)
 
     async def _report_ready(self, name: str, load_seconds: float = 0.0) -> None:
         await self._report(ModelReady, name, load_seconds=round(load_seconds, 3))

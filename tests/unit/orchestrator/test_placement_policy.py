@@ -125,6 +125,13 @@ def test_a_model_that_was_registered_anew_is_ordered_anew() -> None:
     assert moves([worker("w", "a", stale=True)], {}) == {"w": "a"}
 
 
+def test_what_was_registered_anew_and_could_not_be_loaded_is_not_ordered_over_and_over() -> None:
+    kept = worker("w", "a", stale=True, failed=frozenset({"a"}))
+    assert moves([kept], {}) == {}
+    assert moves([kept], {"a": Demand(ready=1), "a-tuned": Demand(ready=1)}) == {}
+    assert moves([kept], {"b": Demand(ready=1)}) == {"w": "b"}
+
+
 DEMAND = st.builds(
     Demand,
     ready=st.integers(0, 30),

@@ -28,6 +28,7 @@ from vllm_batch import worker_control
 from vllm_batch.aggregates.job import JobStatus
 from vllm_batch.clock import Clock
 from vllm_batch.errors import WorkerUnreachable
+from vllm_batch.fleet import FIXED_ENGINES
 from vllm_batch.ids import WorkerId
 from vllm_batch.model_registry import ModelView
 from vllm_batch.settings import Settings
@@ -38,7 +39,6 @@ log = structlog.get_logger(__name__)
 REQUESTED_BY = "placement"
 ANSWER_SECONDS = 5.0
 ORDER_AGAIN_SECONDS = 10.0
-_FIXED_ENGINES = frozenset({"openai"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Placement:
     def _can_be_told(self, view: WorkerView) -> bool:
         """Whether it is there, has had a model, and can load others."""
         ready = view.configured is not None and view.ended_seq is None
-        return ready and view.engine not in _FIXED_ENGINES and self._roster.is_alive(view)
+        return ready and view.engine not in FIXED_ENGINES and self._roster.is_alive(view)
 
     def _worker(self, view: WorkerView, registered: dict[str, ModelView]) -> Worker:
         worker_id, now = view.worker_id, self._clock.monotonic()
@@ -112,7 +112,8 @@ class Placement:
             failed=frozenset(
                 name
                 for (failed_on, name), at in self._failed_at.items()
-                if failed_on == worker_id and now - at < retry_seconds
+                # Each try would take away what goes on serving under its name: only when asked.
+                if failed_on == worker_id and (now - at < retry_seconds or name == view.base)
             ),
         )
         order = self._orders.get(worker_id)

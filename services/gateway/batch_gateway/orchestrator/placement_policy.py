@@ -13,6 +13,7 @@ changes its base only for one that nobody serves, or of which much waits:
   window is about to close. It comes back afterwards.
 - Urgent work takes its worker from work that is not urgent, residency or not, and never gives way
   to such work, whatever its priority.
+- A worker that could not load what was registered anew under its base's name keeps what it has.
 - Workers beyond the first go where the most waits per worker, if that still holds after the move.
 """
 
@@ -110,7 +111,7 @@ def decide(
     changed = []
     for worker in workers:
         base = plan.base_of[worker.worker_id]
-        if worker.busy or base is None:
+        if worker.busy or base is None or (base == worker.base and base in worker.failed):
             continue
         wanted = Assignment(worker.worker_id, base, plan.adapters_for(worker, base))
         if (base, wanted.adapters) != (worker.base, worker.adapters) or worker.stale:
