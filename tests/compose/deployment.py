@@ -37,10 +37,9 @@ SETTINGS: dict[str, Any] = {
     "lease_seconds": 3.0,
     "leader_lease_seconds": 1.5,
 }
-SERVICES = ("api", "orchestrator", "watchdog", "cpu-worker")
+SERVICES = ("api", "orchestrator", "watchdog", "labelstudio-bridge", "admin-ui", "cpu-worker")
 CLUSTER = "docker-compose.cluster.yml"
 CLUSTER_SERVICES = (*SERVICES, "orchestrator-2", "cpu-worker-2")
-LEFT_OUT = ("labelstudio-bridge", "admin-ui")  # a hundred more packages each
 COMMAND_SECONDS = 600.0
 CONDITION_SECONDS = 180.0
 
@@ -86,13 +85,14 @@ class Deployment:
 
     def __init__(self, engine: DockerEngine, folder: Path, *, cluster: bool = False) -> None:
         self.engine = engine
-        self.api_port = ports.pick(None)
+        self.api_port, self._admin_port = ports.pick(None), ports.pick(None)
         self._replicas = 3 if cluster else 1
         self._secrets = folder / "secrets"
         self.make_secrets()
         environment = folder / "env"
         environment.write_text(
-            f"COMPOSE_PROFILES=cpu\nAPI_PORT={self.api_port}\nSECRETS_DIR={self._secrets}\n"
+            f"COMPOSE_PROFILES=cpu\nSECRETS_DIR={self._secrets}\n"
+            f"API_PORT={self.api_port}\nADMIN_PORT={self._admin_port}\n"
             "WORKER_MEMORY=1g\nWORKER_SHARED_MEMORY=64m\n"
         )
         override = folder / "simulated.json"  # JSON is YAML
@@ -109,6 +109,11 @@ class Deployment:
     def up(self, *arguments: str) -> None:
         """Start what is not running, or not as it should; returns when all of it is ready."""
         self.compose("up", "--detach", "--wait", *arguments)
+
+    def cli(self, *words: str, volume: str | None = None) -> str:
+        """Return what a command of the operator printed; ``volume``: HERE:THERE."""
+        mounted = () if volume is None else ("--volume", volume)
+        return self.compose("run", "--rm", "--no-TTY", *mounted, "cli", *words)
 
     def make_secrets(self) -> None:
         """Make the secrets that are missing, as a user does."""
@@ -135,6 +140,11 @@ class Deployment:
     def api_url(self) -> str:
         """Base URL of the API."""
         return f"http://127.0.0.1:{self.api_port}/v1"
+
+    @property
+    def admin_url(self) -> str:
+        """Where the admin UI is on this machine."""
+        return f"http://127.0.0.1:{self._admin_port}"
 
     @property
     def api_key(self) -> str:
@@ -170,8 +180,6 @@ def _override(ours: Sequence[str]) -> dict[str, Any]:
     """Return what differs from what a user runs: the engine, short times, nothing pulled."""
     services: dict[str, Any] = {name: {"environment": environment_of(SETTINGS)} for name in ours}
     services["postgres"] = {"pull_policy": "never"}
-    for name in LEFT_OUT:
-        services[name] = {"profiles": ["left out"]}
     return {"services": services}
 
 

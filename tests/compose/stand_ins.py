@@ -21,7 +21,7 @@ from tests.docker_engine import DockerEngine
 from vllm_batch.local.nats import server_program
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("gateway", "gpu-worker", "watchdog")
+SERVICES = ("gateway", "gpu-worker", "watchdog", "labelstudio-bridge", "admin-ui")
 _PACKAGES = "ca-certificates,python3,python3-venv,python3-pip,busybox,binutils"
 _PYTHON_VERSION = "3.11"
 _MINUTES = 60.0

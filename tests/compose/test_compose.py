@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from collections.abc import Iterator
 
+import httpx
 import nats.errors
 import pytest
 from nats.aio.client import Client as NatsClient
 from openai import OpenAI
 
-from tests.compose.deployment import Deployment
+from tests.compose.deployment import Deployment, wait_until
 from tests.docker_engine import DockerEngine
 from tests.faults.oracle import Oracle
 from tests.faults.workload import Client, Workload, make, results_of, wait_until_known
+from vllm_batch.labeling.webhook_endpoint import PATH, SECRET_HEADER
 
 pytestmark = pytest.mark.timeout(3600)  # the first of them builds everything
 
@@ -78,6 +81,48 @@ def test_a_key_made_in_the_container_opens_the_api(deployment: Deployment) -> No
         assert MODEL in {model.id for model in opened.models.list()}
 
 
+def test_the_admin_ui_hands_out_results_to_who_signed_in(
+    deployment: Deployment, client: Client
+) -> None:
+    work = submit(client, "looked-at", 100)
+    ended = client.wait_ended(work)
+    said = deployment.cli("admin", "user", "add", "ada", "--role", "admin", "--json")
+    made = json.loads(said[said.index("{") :])
+    with httpx.Client(base_url=deployment.admin_url, timeout=30) as browser:
+        sign_in(browser, "ada", made["password"])
+        assert browser.get(f"/batches/{work.batch_id}").status_code == 200
+        for file_id in (ended.output_file_id, ended.error_file_id):
+            assert file_id is not None
+            sent = browser.get(f"/files/{file_id}/content")
+            assert sent.text == client.openai.files.content(file_id).text
+        deployment.compose("restart", "admin-ui")
+        deployment.service("admin-ui").wait_ready()
+        assert browser.get(f"/files/{ended.output_file_id}/content").status_code == 200
+
+
+def sign_in(browser: httpx.Client, name: str, password: str) -> None:
+    """Sign in to the admin UI as soon as it has heard of its first user."""
+    wait_until(lambda: "Nobody may sign in yet" not in browser.get("/login").text)
+    token = re.search(r'name="token"[^>]*value="([^"]+)"', browser.get("/login").text)
+    assert token is not None
+    form = {"name": name, "password": password, "token": token[1], "next": "/"}
+    assert browser.post("/login", data=form).status_code == 303
+
+
+def test_the_bridge_lets_label_studio_in_and_nobody_else(deployment: Deployment) -> None:
+    user = ("label-studio", deployment.secret("vllm_batch_ml_backend_password"))
+    secret = deployment.secret("vllm_batch_label_studio_webhook_secret")
+    created = {"action": "PROJECT_CREATED", "project": {"id": 1, "title": "Reviews"}}
+    url = f"http://{deployment.service('labelstudio-bridge').address}:4082"
+    with httpx.Client(base_url=url, timeout=30) as label_studio:
+        assert label_studio.get("/health").status_code == 401
+        assert label_studio.get("/health", auth=user).json()["status"] == "UP"
+        for headers in ({}, {SECRET_HEADER: "guessed"}):
+            assert label_studio.post(PATH, json=created, headers=headers).status_code == 401
+        answer = label_studio.post(PATH, json=created, headers={SECRET_HEADER: secret})
+        assert (answer.status_code, answer.json()) == (200, {"status": "recorded"})
+
+
 def test_containers_are_confined(deployment: Deployment) -> None:
     for service in deployment.services():
         found = service.inspect()
@@ -91,7 +136,7 @@ def test_containers_are_confined(deployment: Deployment) -> None:
         assert found["Config"]["User"] not in {"", "root", "0"}, service.name
 
 
-def test_only_the_api_listens_on_this_machine_and_only_on_loopback(
+def test_only_the_api_and_the_admin_ui_listen_on_this_machine_and_only_on_loopback(
     deployment: Deployment,
 ) -> None:
     published = {
@@ -100,7 +145,10 @@ def test_only_the_api_listens_on_this_machine_and_only_on_loopback(
         for port, addresses in service.inspect()["NetworkSettings"]["Ports"].items()
         for address in addresses or ()
     }
-    assert published == {("vllm-batch-api-1", "4080/tcp", "127.0.0.1")}
+    assert published == {
+        ("vllm-batch-api-1", "4080/tcp", "127.0.0.1"),
+        ("vllm-batch-admin-ui-1", "4081/tcp", "127.0.0.1"),
+    }
 
 
 def test_secrets_are_in_files_only(deployment: Deployment) -> None:
@@ -130,6 +178,7 @@ def test_nats_lets_nobody_in_without_the_password(deployment: Deployment) -> Non
 
 def test_each_service_is_a_user_of_its_own_on_nats(deployment: Deployment) -> None:
     roles = {"api": "api", "orchestrator": "orchestrator", "watchdog": "watchdog",
+             "labelstudio-bridge": "labelstudio-bridge", "admin-ui": "admin-ui",
              "cpu-worker": "worker"}  # fmt: skip
     for service, role in roles.items():
         url = deployment.compose("exec", service, "cat", "/run/secrets/vllm_batch_nats_url")
@@ -140,7 +189,7 @@ async def test_a_tool_is_granted_events_and_revoked(deployment: Deployment) -> N
     """As the documentation says it: grant, have the server know, hear; revoke."""
 
     def events(*words: str) -> str:
-        return deployment.compose("run", "--rm", "--no-TTY", "cli", "events", *words)
+        return deployment.cli("events", *words)
 
     def applied() -> None:
         deployment.write_secret("nats_tools", events("grants", "--config"))
