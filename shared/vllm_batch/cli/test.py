@@ -71,9 +71,7 @@ def register(app: typer.Typer) -> None:
         With paths only those tests run.
         """
         root = checkout()
-        paths = [
-            a for a in context.args if not a.startswith("-") and (root / a.split("::")[0]).exists()
-        ]
+        paths = paths_in(context.args, root)
         failed = [] if paths else run_checks(root)
         if not paths:
             install_programs()
@@ -101,6 +99,24 @@ def checkout() -> Path:
             "the tests are in the source tree only: clone the repository, run ./vllm-batch test"
         )
     return root
+
+
+def paths_in(arguments: list[str], root: Path) -> list[str]:
+    """Return the arguments that are paths; the others are pytest's, or values of its options.
+
+    Raises:
+        typer.BadParameter: one looks like a path, and there is nothing.
+    """
+    found = []
+    for argument in arguments:
+        path = argument.partition("::")[0]
+        if argument.startswith("-"):
+            continue
+        if (root / path).exists():
+            found.append(argument)
+        elif path.startswith("tests/") or path.endswith(".py") or path != argument:
+            raise typer.BadParameter(f"there is no {path} in {root}")
+    return found
 
 
 def folders(root: Path, *, fast: bool) -> list[str]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 from vllm_batch.cli import config, demo, launch, logs, output, stack_view, status
 from vllm_batch.cli import test as test_command
@@ -184,3 +185,12 @@ def test_the_packages_of_missing_programs_are_named_once(
     for name in ("cc", "systemd-analyze", "dockerd", "docker", "chromium", "debootstrap"):
         (tmp_path / name).touch(mode=0o755)
     assert test_command.missing_packages() == []
+
+
+def test_a_mistyped_path_of_tests_is_said_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    arguments = ["-k", "kill or drain", "tests", "--durations", "30"]
+    assert test_command.paths_in(arguments, tmp_path) == ["tests"]
+    for wrong in ("tests/nosuch", "tests/unit/test_x.py::test_y", "test_z.py"):
+        with pytest.raises(typer.BadParameter, match="there is no"):
+            test_command.paths_in([wrong], tmp_path)
