@@ -21,7 +21,9 @@ from tests.docker_engine import DockerEngine
 from vllm_batch.local.nats import server_program
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("gateway", "gpu-worker", "watchdog", "labelstudio-bridge", "admin-ui")
+EXTRAS = (
+    "gateway", "cli", "gpu-worker", "watchdog", "labelstudio-bridge", "admin-ui", "tracing",
+)  # fmt: skip
 _PACKAGES = "ca-certificates,python3,python3-venv,python3-pip,busybox,binutils"
 _PYTHON_VERSION = "3.11"
 _MINUTES = 60.0
@@ -89,8 +91,8 @@ def _start_download(folder: Path) -> subprocess.Popen[bytes]:
     """Fetch the wheels of all services for the images' Python, not for ours."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = project["build-system"]["requires"] + project["project"]["dependencies"]
-    for service in (*SERVICES, "tracing"):
-        wanted += project["project"]["optional-dependencies"][service]
+    for extra in EXTRAS:
+        wanted += project["project"]["optional-dependencies"][extra]
     folder.mkdir(parents=True)
     command = (
         sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import nats.errors
@@ -23,6 +25,7 @@ from vllm_batch.labeling.webhook_endpoint import PATH, SECRET_HEADER
 pytestmark = pytest.mark.timeout(3600)  # the first of them builds everything
 
 MODEL = "simulated-model"
+CONTAINER_USER = 10001
 MIB = 1024 * 1024
 # python:3.11.14-slim-bookworm unpacked; the gateway's image is to stay below 250 MB with it.
 OFFICIAL_PYTHON_MIB = 131
@@ -69,6 +72,39 @@ async def test_what_was_done_outlives_down_and_up(deployment: Deployment, client
     assert client.content(after.output_file_id) == answers
     assert work.batch_id in {batch.id for batch in client.openai.batches.list()}
     assert client.wait_ended(submit(client, "after", 50)).status == "completed"
+
+
+async def test_a_backup_is_restored_into_new_volumes(
+    deployment: Deployment, client: Client, tmp_path: Path
+) -> None:
+    """As the documentation says it: a folder of the containers' user, and nothing but NATS."""
+    work = submit(client, "kept", 50)
+    before = client.wait_ended(work)
+    answers = client.content(before.output_file_id)
+    folder = tmp_path / "backup"
+    folder.mkdir()
+    os.chown(folder, CONTAINER_USER, CONTAINER_USER)
+
+    def backup(deed: str) -> str:
+        return deployment.cli("backup", deed, "/backup/monday", volume=f"{folder}:/backup")
+
+    assert "wrote /backup/monday" in backup("create")
+    assert "whole: /backup/monday" in backup("verify")
+    deployment.compose("down", "--volumes", "--timeout", "1")
+    assert "restored /backup/monday" in backup("restore")
+    deployment.up()
+    after = client.batch(work)
+    assert (after.status, after.output_file_id) == ("completed", before.output_file_id)
+    assert client.content(after.output_file_id) == answers
+    assert client.wait_ended(submit(client, "after-restore", 50)).status == "completed"
+
+
+def test_commands_of_the_operator_reach_the_api(deployment: Deployment, client: Client) -> None:
+    work = submit(client, "listed", 10)
+    assert work.batch_id in deployment.cli("batch", "list", "--json")
+    assert deployment.cli("webhook", "list", "--json") == "[]"
+    with pytest.raises(RuntimeError, match="vllm-batch health"):
+        deployment.cli("status")
 
 
 def test_a_key_made_in_the_container_opens_the_api(deployment: Deployment) -> None:

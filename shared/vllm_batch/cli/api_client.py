@@ -38,23 +38,29 @@ class Address(NamedTuple):
 def address_of(home: Path | None) -> Address:
     """Return the API that ``--home`` means, else the one in the environment, else the default home.
 
-    ``OPENAI_API_KEY`` counts only together with ``OPENAI_BASE_URL``: a key alone is for another
-    server, and data must not go there by accident.
+    Where no stack has run on the home it is the deployment's, which services reach with
+    ``gateway_url`` and ``gateway_api_key``. ``OPENAI_API_KEY`` counts only together with
+    ``OPENAI_BASE_URL``: a key alone is for another server, and data must not go there by accident.
 
     Raises:
-        NotRunning: no stack has run on the home.
+        NotRunning: neither has a stack run on the home nor is there such a key.
     """
     url, key = os.environ.get("OPENAI_BASE_URL", ""), os.environ.get("OPENAI_API_KEY", "")
     if home is None and url and key:
         return Address(url, key)
     place = home_of(home)
     found = state.read(place.state_file)
-    if not found.api_url or not place.api_key_file.exists():
-        raise NotRunning(
-            f"no stack has run on {place.root}; start one with `vllm-batch up --detach`, or set "
-            "OPENAI_BASE_URL and OPENAI_API_KEY"
-        )
-    return Address(found.api_url, place.api_key_file.read_text(encoding="utf-8").strip())
+    if found.api_url and place.api_key_file.exists():
+        return Address(found.api_url, place.api_key_file.read_text(encoding="utf-8").strip())
+    from vllm_batch.settings import Settings
+
+    settings = Settings(home=place.root)
+    if services_key := settings.gateway_api_key.get_secret_value():
+        return Address(f"{settings.gateway_url.rstrip('/')}/v1", services_key)
+    raise NotRunning(
+        f"no stack has run on {place.root}; start one with `vllm-batch up --detach`, or set "
+        "OPENAI_BASE_URL and OPENAI_API_KEY"
+    )
 
 
 @contextmanager
@@ -64,10 +70,12 @@ def connected(home: Path | None) -> Iterator[OpenAI]:
     Raises:
         NotRunning: nobody answers there.
         NotFound: the API does not know the id.
-        Refused: the API said no for another reason.
+        Refused: the API said no for another reason, or the client is not installed.
     """
-    import openai
-
+    try:
+        import openai
+    except ImportError as error:
+        raise Refused("the client is not installed: pip install 'vllm-batch[cli]'") from error
     address = address_of(home)
     timeout = openai.Timeout(REQUEST_SECONDS, connect=CONNECT_SECONDS)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,9 +60,9 @@ def restore(folder: Folder, home: HomeOption = None, as_json: JsonOption = False
 
     The embedded stack must be down: only NATS is started meanwhile.
     """
-    if os.environ.get("VLLM_BATCH_NATS_URL"):
-        from vllm_batch.cli.service_settings import settings_of
+    from vllm_batch.cli.service_settings import is_elsewhere, settings_of
 
+    if is_elsewhere(home):
         manifest = _restore(settings_of(home), folder)
     else:
         from vllm_batch.local.stack import LocalStack

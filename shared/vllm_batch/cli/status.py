@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -25,6 +26,8 @@ def status(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """Show every service with its state, pid and port. Exit code 3 when nothing runs."""
     place = home_of(home)
     found = state.read(place.state_file)
+    if not found.api_url:
+        _refuse_elsewhere(home)
     if as_json:
         output.print_json(as_data(place, found))
     if not found.is_alive:
@@ -47,6 +50,7 @@ def env(home: HomeOption = None, as_json: JsonOption = False) -> None:
     place = home_of(home)
     found = state.read(place.state_file)
     if not found.api_url or not place.api_key_file.exists():
+        _refuse_elsewhere(home)
         raise output.NotRunning(
             f"no stack has run on {place.root}; start one with `vllm-batch up --detach`"
         )
@@ -62,6 +66,18 @@ def env(home: HomeOption = None, as_json: JsonOption = False) -> None:
         return
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
+
+
+def _refuse_elsewhere(home: Path | None) -> None:
+    """Raise NotRunning that says where to look, if a deployment elsewhere is meant."""
+    from vllm_batch.cli.service_settings import is_elsewhere
+
+    if is_elsewhere(home):
+        raise output.NotRunning(
+            "this command is about the embedded stack, and none has run here. `vllm-batch health` "
+            "asks the servers of the settings what is wrong; containers are shown by "
+            "`docker compose ps`, and their address and key are in `.env` and `secrets/api_key`"
+        )
 
 
 def as_data(place: Home, found: StackState) -> dict[str, Any]:
