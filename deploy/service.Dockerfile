@@ -21,6 +21,8 @@ RUN useradd --uid 10001 --home-dir /var/lib/vllm-batch --no-create-home vllm-bat
 ENV PATH=/opt/vllm-batch/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     HOME=/var/lib/vllm-batch \
-    VLLM_BATCH_HOME=/var/lib/vllm-batch
+    VLLM_BATCH_HOME=/var/lib/vllm-batch \
+    # Configurations of models that were looked at; nothing else of the root filesystem is writable.
+    HF_HOME=/tmp/huggingface
 WORKDIR /var/lib/vllm-batch
 USER 10001:10001

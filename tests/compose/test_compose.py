@@ -16,6 +16,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 from openai import OpenAI
 
+from tests import model_hub
 from tests.compose.deployment import Deployment, wait_until
 from tests.docker_engine import DockerEngine
 from tests.faults.oracle import Oracle
@@ -143,6 +144,19 @@ def sign_in(browser: httpx.Client, name: str, password: str) -> None:
     assert token is not None
     form = {"name": name, "password": password, "token": token[1], "next": "/"}
     assert browser.post("/login", data=form).status_code == 303
+
+
+@pytest.mark.parametrize("service", ["admin-ui", "api"])
+def test_a_model_on_the_hub_is_looked_at(deployment: Deployment, service: str) -> None:
+    """What the page asks before it estimates; on a root filesystem that cannot be written to."""
+    networks = deployment.service(service).inspect()["NetworkSettings"]["Networks"]
+    look = "from vllm_batch.model_source import look; print(look('org/there', adapter=False))"
+    with model_hub.served(networks["vllm-batch_outside"]["Gateway"]) as url:
+        found = deployment.compose(
+            "exec", "--no-TTY", "--env", f"HF_ENDPOINT={url}", service, "python", "-c", look
+        )
+    assert "weight_bytes=1200" in found
+    assert "warnings=()" in found
 
 
 def test_the_bridge_lets_label_studio_in_and_nobody_else(deployment: Deployment) -> None:
