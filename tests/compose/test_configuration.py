@@ -47,3 +47,11 @@ def test_credentials_of_the_bucket_are_for_who_has_blobs(
     assert told == with_blobs
     assert told >= {"api", "orchestrator", "cli", "admin-ui", "labelstudio-bridge", "gpu-worker"}
     assert told.isdisjoint({"setup", "watchdog", "nats", "postgres", "label-studio", "grafana"})
+
+
+def test_nats_is_published_on_loopback_and_only_where_it_is_asked_for(tmp_path: Path) -> None:
+    assert "ports" not in configured(tmp_path)["nats"]
+    nats = configured(tmp_path, "docker-compose.nats.yml", NATS_PORT="14222")["nats"]
+    (port,) = nats["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.1", "14222", 4222)
+    assert set(nats["networks"]) == {"inside", "outside"}
