@@ -79,3 +79,8 @@ def test_engines_that_need_no_installation_install_nothing(
     prepared = prepare_engine(choice, base, needed=needed, on_progress=print)
     assert prepared.settings == {"engine": choice.engine, "model": choice.model}
     assert not cache.exists()
+
+
+def test_the_readme_names_what_training_takes() -> None:
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
+    assert " ".join(engine_env._TRAINING_REQUIREMENTS) in readme
