@@ -73,7 +73,10 @@ def ensure_template() -> Template:
 class LabelStudio:
     """A running Label Studio. ``stop`` and ``start`` again keep its data and its port."""
 
-    def __init__(self, template: Template, data: Path) -> None:
+    def __init__(
+        self, template: Template, data: Path, *, webhook_seconds: float = WEBHOOK_SECONDS
+    ) -> None:
+        self._webhook_seconds = webhook_seconds
         self._template = template
         self._data = data
         self._process: subprocess.Popen[bytes] | None = None
@@ -173,15 +176,17 @@ class LabelStudio:
             "SSRF_PROTECTION_ENABLED": "false",
             "ML_BLOCK_LOCAL_IP": "false",
             "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
-            "WEBHOOK_TIMEOUT": str(WEBHOOK_SECONDS),
+            "WEBHOOK_TIMEOUT": str(self._webhook_seconds),
             "LABEL_STUDIO_USERNAME": USER,
             "LABEL_STUDIO_PASSWORD": self.password,
             "LABEL_STUDIO_USER_TOKEN": self.token,
         }
 
 
-def copy_of(template: Template, folder: Path) -> LabelStudio:
+def copy_of(
+    template: Template, folder: Path, *, webhook_seconds: float = WEBHOOK_SECONDS
+) -> LabelStudio:
     """Return a Label Studio of its own in ``folder``, not started yet."""
     data = folder / "label-studio"
     shutil.copytree(template.data, data)
-    return LabelStudio(template, data)
+    return LabelStudio(template, data, webhook_seconds=webhook_seconds)

@@ -1,17 +1,24 @@
-"""What many annotations cost the bridge: accuracy, agreement, looking for what is open, export.
+"""What many annotations cost the bridge: accuracy, agreement, looking for what is open, export;
+and how long Label Studio waits for the answer to a delivery.
 
     python -m tests.benchmarks.labeling                        100,000 annotations
     python -m tests.benchmarks.labeling --annotations 20000
+    python -m tests.benchmarks.labeling --deliveries 500       instead: 500 of each kind, one by one
 
-CPU seconds, so that a busy machine says the same. Export: the peak of what Python holds while
-a dataset is written, for a fifth of the annotations and for all of them: it should not grow. The
-benchmark checks that what it measures is right.
+Deliveries go to a bridge and a NATS of their own: an annotation, and an import of 1,200 tasks
+(820 kB), the largest that was seen. Label Studio waits for a second.
+
+The rest is CPU seconds, so that a busy machine says the same. Export: the peak of what Python holds
+while a dataset is written, for a fifth of the annotations and for all of them: it should not grow.
+The benchmark checks that what it measures is right.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import statistics
 import tempfile
 import time
 import tracemalloc
@@ -20,6 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -34,12 +42,15 @@ from vllm_batch.events import AnnotationCreated, AnnotationValidated
 from vllm_batch.labeling.answers import from_result
 from vllm_batch.labeling.label_config import parse
 from vllm_batch.labeling.projects import ProjectView
+from vllm_batch.labeling.webhook_endpoint import PATH, SECRET_HEADER
+from vllm_batch.local.stack import LocalStack
 
 Found = TypeVar("Found")
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 TEXT = "the quick brown fox jumps over the lazy dog and says so again " * 4
 ANNOTATORS_PER_TASK = 2
 SPANS_EACH = 3
+IMPORTED, META_CHARACTERS = 1200, 385
 MIB = 1024 * 1024
 console = Console()
 
@@ -107,11 +118,57 @@ def timed(table: Table, what: str, deed: Callable[[], Found]) -> Found:
     return found
 
 
+def annotation(number: int) -> dict[str, Any]:
+    """Return the delivery of one annotation."""
+    value = {"choices": ["Positive"]}
+    region = {"from_name": "sentiment", "to_name": "text", "type": "choices", "value": value}
+    made = {"id": number, "task": number, "updated_at": AT.isoformat(), "result": [region]}
+    task = {"id": number, "data": {"text": TEXT}}
+    return {"action": "ANNOTATION_CREATED", "annotation": made, "task": task, "project": {"id": 1}}
+
+
+def tasks_created(number: int) -> dict[str, Any]:
+    """Return the delivery of an import."""
+    tasks = [
+        {"id": number * IMPORTED + n, "data": {"text": TEXT}, "meta": "m" * META_CHARACTERS}
+        for n in range(IMPORTED)
+    ]
+    return {"action": "TASKS_CREATED", "tasks": tasks, "project": {"id": 1}}
+
+
+def deliveries(count: int) -> None:
+    """Deliver each kind ``count`` times, one after the other, and print how long it took."""
+    table = Table("delivery", "bytes", "p50 ms", "p99 ms", "longest ms")
+    home = tempfile.TemporaryDirectory()
+    with home as folder, LocalStack(Path(folder) / "home", only={"nats", "bridge"}) as stack:
+        secret = stack.settings.label_studio_webhook_secret.get_secret_value()
+        headers = {SECRET_HEADER: secret, "content-type": "application/json"}
+        url = stack.settings.bridge_url + PATH
+        with httpx.Client(headers=headers, timeout=60) as client:
+            for name, make in (("an annotation", annotation), ("1,200 tasks", tasks_created)):
+                took = []
+                for number in range(1, count + 1):
+                    body = json.dumps(make(number)).encode()
+                    began = time.perf_counter()
+                    answer = client.post(url, content=body)
+                    took.append((time.perf_counter() - began) * 1000)
+                    assert answer.json() == {"status": "recorded"}, answer.text
+                places = statistics.quantiles(took, n=100)
+                shown = (places[49], places[98], max(took))
+                table.add_row(name, f"{len(body):,}", *(f"{one:.1f}" for one in shown))
+    console.print(table)
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--annotations", type=int, default=100_000)
-    count: int = parser.parse_args().annotations
+    parser.add_argument("--deliveries", type=int, default=0)
+    given = parser.parse_args()
+    if given.deliveries:
+        deliveries(given.deliveries)
+        return
+    count: int = given.annotations
     table = Table("what", "CPU seconds")
     for name, xml, result in (("choices", CHOICES, choice), ("spans", SPANS, spans)):
         view, config = project_of(count, xml, result), parse(xml)
