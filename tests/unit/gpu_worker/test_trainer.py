@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.facts import append, submitted
 
 from batch_gpu_worker.trainer import trainer as trainer_module
+from batch_gpu_worker.trainer.fine_tune import finite
 from batch_gpu_worker.trainer.trainer import Trainer
+from batch_gpu_worker.trainer.training_process import Step
 from vllm_batch import tasks, training_runs
 from vllm_batch.aggregates.training import Run, RunStatus
 from vllm_batch.blobs import open_blobs
@@ -40,10 +44,11 @@ class Scene:
     def __init__(self, folder: Path, **settings: Any) -> None:
         self.store = MemoryEventStore()
         self.settings = Settings(home=folder, worker_name=NAME, **settings)
+        self.blobs = open_blobs(f"file://{folder}/blobs")
         self.trainer = Trainer(
             self.settings,
             self.store,
-            open_blobs(f"file://{folder}/blobs"),
+            self.blobs,
             python=Path("missing"),
             trainer_id=ID,
             clock=SystemClock(),
@@ -111,3 +116,23 @@ async def test_a_trainer_that_waits_for_batches_has_taken_the_run_and_says_so(
     assert run.status is RunStatus.RUNNING
     assert run.progress is not None
     assert run.progress.steps == 0
+
+
+async def test_whatever_goes_wrong_is_the_reason_why_a_run_failed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for part in ("t", "v"):
+        await scene.blobs.put(part, b"")
+    (tmp_path / "training" / RUN / "adapter").mkdir(parents=True)  # in the way
+    await append(scene.store, REQUESTED, prepared())
+    async with scene.working():
+        run = await scene.until(lambda run: run.ended)
+    assert run.failed is not None
+    assert run.failed.retryable
+    assert "FileExistsError" in run.failed.reason
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), None])
+def test_a_loss_that_is_no_number_is_reported_as_none(loss: float | None) -> None:
+    line = {"step": 1, "steps": 2, "epoch": 0.5, "loss": finite(loss)}
+    assert msgspec.json.decode(json.dumps(line), type=Step).loss is None
+    assert finite(0.5) == 0.5

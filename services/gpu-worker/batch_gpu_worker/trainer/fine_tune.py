@@ -8,6 +8,7 @@ nothing of the services: peft, trl and torch live with the engine.
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import sys
@@ -53,6 +54,12 @@ def main(path: str) -> None:
     trainer.model.save_pretrained(job.output)
 
 
+def finite(loss: Any) -> float | None:
+    """Return a loss as JSON can say it: one that is no number (a training that has diverged, no
+    token to learn) is None."""
+    return float(loss) if loss is not None and math.isfinite(loss) else None
+
+
 def _examples(path: str) -> list[dict[str, Any]]:
     """Return prompts and completions: the loss counts only what the model says itself."""
     examples = []
@@ -74,7 +81,8 @@ def _trainer(job: Job, report: Any) -> Any:
             if "loss" in logs or "eval_loss" in logs:
                 line = {
                     "step": state.global_step, "steps": state.max_steps, "epoch": state.epoch,
-                    "loss": logs.get("loss"), "validation_loss": logs.get("eval_loss"),
+                    "loss": finite(logs.get("loss")),
+                    "validation_loss": finite(logs.get("eval_loss")),
                 }  # fmt: skip
                 report.write(json.dumps(line) + "\n")
 

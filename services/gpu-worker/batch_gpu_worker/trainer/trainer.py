@@ -146,6 +146,9 @@ class Trainer:
             await self._fail(run, f"it took more than {limit:g} s", retryable=False)
         except BlobError as error:
             await self._fail(run, f"the blob store failed: {error}", retryable=True)
+        except Exception as error:  # nothing else would say why: the run would only fall silent
+            log.exception("a training failed", run=run_id)
+            await self._fail(run, f"the trainer failed: {error!r}", retryable=True)
         finally:
             await asyncio.to_thread(shutil.rmtree, self._folder / run_id, ignore_errors=True)
 
