@@ -15,7 +15,14 @@ from batch_labelstudio.bridge import Bridge
 from batch_labelstudio.training import judging, policy, preparing
 from vllm_batch import tasks, training_runs
 from vllm_batch.aggregates.training import Run, RunEvent, RunStatus
-from vllm_batch.errors import BatchError, InvalidInput, ModelRefused, NotFound, Rejected
+from vllm_batch.errors import (
+    BatchError,
+    EventStoreUnavailable,
+    InvalidInput,
+    ModelRefused,
+    NotFound,
+    Rejected,
+)
 from vllm_batch.event_store import folds
 from vllm_batch.events import TrainingFailed, TrainingPrepared
 from vllm_batch.labeling.projects import ProjectView
@@ -61,24 +68,35 @@ class TrainingDuty:
     async def look(self) -> None:
         """Take every open run a step further, and ask for those that are due.
 
+        What cannot be done now for one run or project keeps no other from its own; it is looked
+        at again.
+
         Raises:
-            BatchError: something is away; look again.
+            EventStoreUnavailable: the log is away, so nothing can be done.
         """
         now = self._bridge.clock.monotonic()
         for run in self._runs.open():
             if self._refused.get(run.run_id, (now, 0.0))[0] > now:
                 continue
-            view = self._bridge.feed.projects.find(run.requested.project)
-            if view is None or view.project.deleted:
-                await self._record(judging.given_up(run, "the project is gone"))
-            else:
-                await self._step(view, run)
+            try:
+                await self._further(run)
+            except EventStoreUnavailable:
+                raise
+            except BatchError as error:
+                log.warning("a run waits", run=run.run_id, error=str(error))
         for view in self._bridge.feed.projects.all():
             of_project = self._runs.of_project(view.project.project)
             wish = policy.due(view, of_project, self._bridge.clock.now(), self._bridge.settings)
             if wish is not None:
                 log.info("training is due", project=wish.project, why=wish.trigger)
                 await self._record(wish)
+
+    async def _further(self, run: Run) -> None:
+        view = self._bridge.feed.projects.find(run.requested.project)
+        if view is None or view.project.deleted:
+            await self._record(judging.given_up(run, "the project is gone"))
+        else:
+            await self._step(view, run)
 
     async def _step(self, view: ProjectView, run: Run) -> None:
         try:
