@@ -23,7 +23,12 @@ from vllm_batch.blobs import open_blobs
 from vllm_batch.clock import SystemClock
 from vllm_batch.errors import BlobError
 from vllm_batch.event_store.memory import MemoryEventStore
-from vllm_batch.events import TrainingPrepared, TrainingRequested
+from vllm_batch.events import (
+    TrainingCompleted,
+    TrainingPrepared,
+    TrainingRequested,
+    TrainingStarted,
+)
 from vllm_batch.ids import WorkerId
 from vllm_batch.settings import Settings
 
@@ -62,11 +67,14 @@ class Scene:
         finally:
             await tasks.end(running)
 
-    async def until(self, wanted: Callable[[Run], bool]) -> Run:
+    async def until_ended(self, run_id: str) -> None:
+        await self.until(lambda run: run.ended, run_id)
+
+    async def until(self, wanted: Callable[[Run], bool], run_id: str = RUN) -> Run:
         """Return the run once it is as wanted."""
         async with asyncio.timeout(30):
             async for _ in self.store.follow(["training.>"]):
-                run = (await training_runs.load(self.store)).runs[RUN]
+                run = (await training_runs.load(self.store)).runs[run_id]
                 if wanted(run):
                     return run
         raise AssertionError("unreachable")
@@ -136,3 +144,40 @@ def test_a_loss_that_is_no_number_is_reported_as_none(loss: float | None) -> Non
     line = {"step": 1, "steps": 2, "epoch": 0.5, "loss": finite(loss)}
     assert msgspec.json.decode(json.dumps(line), type=Step).loss is None
     assert finite(0.5) == 0.5
+
+
+EARLIER = WorkerId("trainer_1")
+STARTED = TrainingStarted(run_id=RUN, trainer=EARLIER, trainer_name=NAME)
+COMPLETED = TrainingCompleted(run_id=RUN, adapter_blob="adapters/run_1", loss=0.1, seconds=3)
+
+
+@pytest.mark.parametrize("said", [[], [COMPLETED]])
+async def test_a_trainer_that_starts_again_gives_up_what_it_had_and_not_what_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[TrainingCompleted]
+) -> None:
+    follow = MemoryEventStore.follow
+
+    async def one_by_one(store: MemoryEventStore, *args: Any, **kw: Any) -> Any:
+        async for batch in follow(store, *args, **kw):
+            for recorded in batch:
+                yield [recorded]
+
+    monkeypatch.setattr(MemoryEventStore, "follow", one_by_one)
+    scene = Scene(tmp_path)
+    await append(scene.store, REQUESTED, prepared(), STARTED, *said)
+    later = msgspec.structs.replace(REQUESTED, run_id="run_2", project="2")
+    await append(scene.store, later, msgspec.structs.replace(prepared("blob:none"), run_id="run_2"))
+    async with scene.working():
+        await scene.until_ended("run_2")
+    run = (await training_runs.load(scene.store)).runs[RUN]
+    assert run.status is (RunStatus.COMPLETED if said else RunStatus.FAILED)
+
+
+async def test_a_run_that_completed_meanwhile_is_not_failed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    await append(scene.store, REQUESTED, prepared(), STARTED)
+    run = (await training_runs.load(scene.store)).runs[RUN]
+    await training_runs.record(scene.store, COMPLETED, trainer=EARLIER)
+    await scene.trainer._fail(run, "started again", retryable=True)
+    run = (await training_runs.load(scene.store)).runs[RUN]
+    assert run.status is RunStatus.COMPLETED

@@ -25,7 +25,7 @@ from vllm_batch.aggregates.training import Run, RunStatus
 from vllm_batch.blobs import BlobStore
 from vllm_batch.clock import Clock
 from vllm_batch.errors import BatchError, BlobError, BlobMissing, LeaseLost, Rejected
-from vllm_batch.event_store import EventStore
+from vllm_batch.event_store import EventStore, folds
 from vllm_batch.events import (
     TrainingCompleted,
     TrainingFailed,
@@ -78,11 +78,8 @@ class Trainer:
             while True:
                 try:
                     await self._take_what_waits()
-                    async for batch in self._store.follow(
-                        [subjects.ALL_TRAINING], after=self._runs.position
-                    ):
-                        for recorded in batch:
-                            self._runs.apply(recorded)
+                    wanted = [subjects.ALL_TRAINING]
+                    async for _ in self._store.follow(wanted, after=self._runs.position):
                         await self._take_what_waits()
                 except BatchError as error:
                     log.warning("later again", error=str(error))
@@ -93,11 +90,16 @@ class Trainer:
             await tasks.end(watching)
 
     async def _take_what_waits(self) -> None:
-        """Raises the last BlobError of a run that could not be begun: it is tried again."""
+        """Look at the runs as the log has them now, not as some batch of a long log has.
+
+        Raises the last BlobError of a run that could not be begun: it is tried again.
+        """
+        await folds.take_in(self._store, subjects.ALL_TRAINING, self._runs)
         later: BlobError | None = None
         for run in self._runs.open():
             if self._is_left_behind(run):
-                await self._fail(run, "its trainer was started again", retryable=True)
+                reason = "its trainer was started again, or lost the log meanwhile"
+                await self._fail(run, reason, retryable=True)
             elif run.status is RunStatus.PREPARED and run.prepared is not None:
                 try:
                     await self._take(run, run.prepared)
@@ -109,12 +111,11 @@ class Trainer:
             raise later
 
     def _is_left_behind(self, run: Run) -> bool:
-        """Tell whether an earlier process of this trainer had it."""
+        """Tell whether this trainer, or an earlier process of it, had it: it is not at work now."""
         return (
             run.status is RunStatus.RUNNING
             and run.started is not None
             and run.started.trainer_name == self._settings.worker_name
-            and run.started.trainer != self._id
         )
 
     async def _take(self, run: Run, prepared: TrainingPrepared) -> None:
@@ -234,8 +235,10 @@ class Trainer:
     async def _fail(self, run: Run, reason: str, *, retryable: bool) -> None:
         log.warning("a run failed", run=run.run_id, reason=reason, retryable=retryable)
         said = TrainingFailed(run_id=run.run_id, reason=reason, retryable=retryable)
+        # In the name of who has it: what has gone on, or is another's by now, does not fail.
+        holder = run.started.trainer if run.started else None
         try:
-            await training_runs.record(self._store, said)
+            await training_runs.record(self._store, said, trainer=holder)
         except Rejected as error:
             log.info("nothing to fail", run=run.run_id, why=str(error))
 
