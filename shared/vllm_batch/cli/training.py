@@ -88,6 +88,12 @@ def export(
     kind: Annotated[
         str, typer.Option("--format", help="sft, preference or classification.")
     ] = "sft",
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Write its files here too: JSONL; classification: CSV, Parquet."
+        ),
+    ] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,13 +109,19 @@ def export(
         )
     command = ExportDataset(project=project, format=kind)  # type: ignore[arg-type]
     made = _with_store(home, lambda store: send(store.connection.client, command, EXPORT_SECONDS))
+    written: list[Path] = []
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        written = asyncio.run(_download(home, made["train_blob"], folder))
     if as_json:
-        output.print_json(made)
+        output.print_json({**made, "files": [str(file) for file in written]})
         return
     print(
         f"{made['dataset_id']}: {made['train_examples']} + {made['validation_examples']} examples"
         f" in {made['train_blob']}, {made['held_out']} held out as ground truth"
     )
+    for file in written:
+        print(file)
 
 
 @app.command()
@@ -137,6 +149,25 @@ def rollback(project: ProjectOption, home: HomeOption = None, as_json: JsonOptio
     )
     assert run.evaluated is not None  # noqa: S101 - a promoted run was evaluated
     _print_run(run, as_json, f"{run.evaluated.replaced} answers again, not {run.evaluated.model}")
+
+
+async def _download(home: Path | None, train_blob: str, folder: Path) -> list[Path]:
+    """Write every file that lies beside ``train_blob`` into ``folder``; return their paths.
+
+    Raises:
+        BlobError: one cannot be read.
+    """
+    from vllm_batch.blobs import open_blobs
+    from vllm_batch.cli.service_settings import settings_of
+
+    blobs, written = open_blobs(settings_of(home).blob_url), []
+    async for key in blobs.list(train_blob.rpartition("/")[0] + "/"):
+        file = folder / Path(key).name
+        with file.open("wb") as out:
+            async for piece in blobs.stream(key):
+                out.write(piece)
+        written.append(file)
+    return sorted(written)
 
 
 def _print_run(run: Run, as_json: bool, text: str) -> None:
