@@ -40,9 +40,9 @@ def from_result(config: LabelConfig, result: Iterable[Region], data: Data | None
     them in its own way.
     """
     answer: Answer = {}
-    regions: dict[Any, list[Region]] = {}
+    regions: dict[str, list[Region]] = {}
     for region in result:
-        regions.setdefault(region.get("from_name"), []).append(region)
+        regions.setdefault(str(region.get("from_name")), []).append(region)
     for control in config.answerable:
         value = _value_of(control, regions.get(control.name, []))
         if isinstance(value, list) and data is not None and control.kind == "labels":
@@ -77,7 +77,7 @@ def check(config: LabelConfig, result: Iterable[Region], data: Data | None = Non
             problems.append(f"The label config has no control '{name}'.")
         elif control.kind != "other":
             problems += _problems(control, region, data)
-    said = {region.get("from_name") for region in result}
+    said = {str(region.get("from_name")) for region in result}
     primary = config.primary
     for control in config.answerable:
         wanted = control.required or (control is primary and control.kind != "labels")

@@ -19,6 +19,8 @@ Kind = Literal["choices", "labels", "pairwise", "rating", "text", "other"]
 
 SIDES = ("left", "right")
 DEFAULT_RATING_MAX = 5
+RATING_MAX = 100
+"""Longer scales end here: models and confusion matrices have every rating of a scale listed."""
 LABEL_CONFIG_CHARACTERS_MAX = 1_000_000
 _KINDS: dict[str, Kind] = {
     "Choices": "choices",
@@ -153,7 +155,10 @@ def _options(element: Element, kind: Kind) -> tuple[str, ...]:
 
 def _rating_max(element: Element) -> int:
     given = element.get("maxRating", "")
-    return int(given) if given.isascii() and given.isdigit() and int(given) else DEFAULT_RATING_MAX
+    digits = given.lstrip("0")
+    if not given.isascii() or not digits.isdigit():
+        return DEFAULT_RATING_MAX
+    return RATING_MAX if len(digits) > len(str(RATING_MAX)) else min(int(digits), RATING_MAX)
 
 
 def _wrong(why: str) -> InvalidInput:

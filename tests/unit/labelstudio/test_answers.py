@@ -171,6 +171,14 @@ def test_a_model_learns_the_words_of_the_text_not_the_editors_spelling_of_them()
     assert read_answer(said, config, data) == {"label": [Span(6, 14, "PER", "John\nDoe")]}
 
 
+@pytest.mark.parametrize("name", [["sentiment"], {}, 5, None])
+def test_a_region_of_no_proper_question_says_nothing_and_does_not_fit(name: object):
+    config = parse(CHOICES)
+    region = {"from_name": name, "value": {"choices": ["Positive"]}}
+    assert from_result(config, [region]) == {}
+    assert "no control" in check(config, [region])[0]
+
+
 def test_a_choice_that_is_offered_no_more_is_no_answer():
     config = parse(CHOICES)
     region = {"from_name": "sentiment", "to_name": "text", "value": {"choices": ["Neutral"]}}

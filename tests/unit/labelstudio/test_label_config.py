@@ -7,6 +7,7 @@ from tests.unit.labelstudio.configs import CHOICES, PAIRWISE, SPANS
 
 from vllm_batch.errors import InvalidInput
 from vllm_batch.labeling.label_config import parse
+from vllm_batch.labeling.prompting import schema_of
 
 
 def test_choices_of_one():
@@ -87,3 +88,15 @@ def test_what_no_text_answers_is_left_to_people(control: str):
 def test_what_is_no_label_config_is_said(xml: str):
     with pytest.raises(InvalidInput, match="no label config"):
         parse(xml)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("7", 7), ("007", 7), ("0", 5), ("", 5), ("x", 5), ("999999999999", 100), ("9" * 5000, 100)],
+)
+def test_a_scale_has_an_end(given: str, expected: int):
+    rating = f'<Rating name="r" toName="t" maxRating="{given}"/>'
+    config = parse(f'<View><Text name="t" value="$t"/>{rating}</View>')
+    [control] = config.controls
+    assert control.rating_max == expected
+    assert len(schema_of(config)["properties"]["r"]["enum"]) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from tests.facts import append
 
 from batch_labelstudio.app import create_app
@@ -143,3 +145,14 @@ async def test_a_wish_for_training_is_recorded_and_other_events_are_not(
     wishes = [one.event for one in recorded if isinstance(one.event, LabelingWebhookReceived)]
     assert [wish.action for wish in wishes] == ["START_TRAINING"]
     assert "token" not in str(wishes[0].body)
+
+
+@pytest.mark.parametrize("given", ["Basic é", "Basic !", "Basic", "Bearer x", "Basic bWU6bm8="])
+async def test_whatever_is_no_right_password_is_refused(bridge, given: str):
+    secret = {"ml_backend_username": "me", "ml_backend_password": SecretStr("right")}
+    kept_out = dataclasses.replace(bridge, settings=bridge.settings.model_copy(update=secret))
+    transport = httpx.ASGITransport(app=create_app(kept_out))
+    async with httpx.AsyncClient(transport=transport, base_url="http://bridge") as client:
+        headers = {"authorization": given.encode("latin-1")}
+        assert (await client.get("/health", headers=headers)).status_code == 401
+        assert (await client.get("/health", auth=("me", "right"))).status_code == 200
