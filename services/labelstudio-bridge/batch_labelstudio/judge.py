@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -18,6 +18,7 @@ from vllm_batch.labeling.prompting import answer_of, chat_of, encodable
 log = structlog.get_logger(__name__)
 
 TOKENS_MAX = 200
+WHY_CHARACTERS_MAX = 300
 _SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -30,7 +31,7 @@ _SCHEMA: dict[str, Any] = {
 
 
 class _Opinion(msgspec.Struct):
-    verdict: str
+    verdict: Literal["right", "wrong"]
     reason: str = ""
 
 
@@ -44,7 +45,10 @@ async def objection(
     result: list[Region],
     seconds: float,
 ) -> str | None:
-    """Return why ``model`` calls an annotation wrong; None: it does not, or has no opinion."""
+    """Return why ``model`` does not call an annotation right; None: it does.
+
+    A judge that cannot be asked, or says nothing usable, approves of nothing: a person decides.
+    """
     [form, asked] = chat_of(data, config, prompt)
     messages = [
         {
@@ -62,9 +66,10 @@ async def objection(
         async with asyncio.timeout(seconds):
             text, _ = await predictor.ask(model, messages, _SCHEMA, tokens_max=TOKENS_MAX)
         opinion = msgspec.convert(json.loads(text), _Opinion)
-    except (ModelRefused, TimeoutError, ValueError) as error:
-        log.warning("the judge has no opinion", model=model, why=str(error) or "out of time")
-        return None
-    if opinion.verdict != "wrong":
+    except (ModelRefused, TimeoutError, ValueError, RecursionError) as error:
+        why = str(error) or "out of time"
+        log.warning("the judge has no opinion", model=model, why=why)
+        return encodable(f"The judge is unavailable: {why[:WHY_CHARACTERS_MAX]}")
+    if opinion.verdict == "right":
         return None
     return encodable(opinion.reason) or "It gave no reason."
