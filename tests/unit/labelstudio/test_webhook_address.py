@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 from tests.bridge_bench import configured
 from tests.facts import append
 
@@ -21,6 +23,7 @@ from vllm_batch.health.sources import Sources
 from vllm_batch.labeling.webhook_address import refusal
 from vllm_batch.settings import Settings
 
+ROOT = Path(__file__).parents[3]
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -52,6 +55,22 @@ def test_a_host_with_a_dot_an_ip_address_or_localhost_is_taken(url: str) -> None
 )
 def test_any_other_host_is_refused_and_what_to_set_is_said(url: str) -> None:
     assert "VLLM_BATCH_BRIDGE_URL" in (refusal(url) or "")
+
+
+def networks_of(service: dict[str, Any]) -> dict[str, Any]:
+    """Return a service's networks with its names there."""
+    found = service["networks"]
+    return found if isinstance(found, dict) else {name: {} for name in found}
+
+
+def test_the_deployment_gives_the_bridge_a_name_that_label_studio_takes_and_reaches() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    bridge, label_studio = services["labelstudio-bridge"], services["label-studio"]
+    url = bridge["environment"]["VLLM_BATCH_BRIDGE_URL"]
+    assert refusal(url) is None
+    shared = networks_of(bridge).keys() & networks_of(label_studio).keys()
+    names = {one for name in shared for one in (networks_of(bridge)[name] or {}).get("aliases", [])}
+    assert urlsplit(url).hostname in names
 
 
 async def look(store: MemoryEventStore, folder: Path, url: str) -> Check:
