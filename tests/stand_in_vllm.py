@@ -3,6 +3,9 @@ listens on a unix socket, has children that outlive it, and can be told to misbe
 
 The environment variable STAND_IN: ``fails`` (ends at once), ``slow`` (is never ready), ``stubborn``
 (ignores SIGTERM), ``sick`` (answers 500 and is unhealthy after its first request).
+
+An answer has the request (``asked``) and the command line (``argv``). An adapter is a folder; one
+with a file ``hangs up`` in it gets no answer once.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import subprocess
 import sys
 import time
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import ClassVar
 
 MODE = os.environ.get("STAND_IN", "")
 
@@ -24,21 +29,42 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     sick = False
+    adapters: ClassVar[set[str]] = set()
 
     def do_GET(self) -> None:
         if self.path == "/v1/models":
-            return self._answer(200, {"data": [{"id": argument("--served-model-name")}]})
+            return self._answer(200, {"data": [{"id": name} for name in self._models()]})
         return self._answer(503 if Handler.sick or MODE == "slow" else 200, {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/v1/load_lora_adapter":
+            return self._load(body["lora_name"], Path(body["lora_path"]))
+        if body.get("model", "") not in {"", *self._models()}:
+            return self._answer(404, {"error": {"message": "no such model"}})
         if body.get("sleep"):
             time.sleep(body["sleep"])
         if MODE == "sick":
             Handler.sick = True
             return self._answer(500, {"error": {"message": "EngineDeadError"}})
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
-        return self._answer(200, {"choices": [{"text": str(os.getpid())}], "usage": usage})
+        choices = [{"text": str(os.getpid())}]
+        answer = {"choices": choices, "usage": usage, "asked": body, "argv": sys.argv}
+        return self._answer(200, answer)
+
+    @staticmethod
+    def _models() -> list[str]:
+        return [argument("--served-model-name"), *sorted(Handler.adapters)]
+
+    def _load(self, name: str, folder: Path) -> None:
+        if (folder / "hangs up").exists():
+            (folder / "hangs up").unlink()
+            self.close_connection = True
+            return None
+        if not folder.is_dir():
+            return self._answer(500, {"error": {"message": f"{folder.name} is not there"}})
+        Handler.adapters.add(name)
+        return self._answer(200, {})
 
     def _answer(self, status: int, body: dict[str, object]) -> None:
         data = json.dumps(body).encode()

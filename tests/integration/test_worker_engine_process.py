@@ -120,6 +120,47 @@ async def test_a_killed_server_or_guardian_is_replaced_and_leaves_nothing(
         assert engine.pid not in {process.pid for process in below}
 
 
+async def crash(engine: VllmEngine) -> None:
+    """Kill the server, and wait until the next one is ready."""
+    assert engine.pid is not None
+    before = engine.pid
+    os.kill(before, signal.SIGKILL)
+    await until(lambda: engine.pid not in {before, None} and engine.ready.is_set())
+
+
+async def test_adapters_are_loaded_again_after_a_crash(
+    vllm_settings: Settings, tmp_path: Path
+) -> None:
+    """Also where the server gives no answer at first; a lost one would be a 404 to its requests."""
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    async with started(vllm_settings) as engine:
+        await engine.load_adapter("tuned", str(folder))
+        (folder / "hangs up").touch()
+        await crash(engine)
+        assert not (folder / "hangs up").exists()
+        assert await engine.models() == ["stand-in", "tuned"]
+        assert (await engine.complete(COMPLETIONS, b'{"model":"tuned"}')).status == 200
+
+
+async def test_an_adapter_that_cannot_be_loaded_again_is_lost_before_it_is_asked_for(
+    vllm_settings: Settings, tmp_path: Path
+) -> None:
+    folders = {name: tmp_path / name for name in ("gone", "kept")}
+    lost: list[tuple[str, str, bool]] = []
+    async with started(vllm_settings) as engine:
+        engine.on_adapter_lost = lambda name, why: lost.append((name, why, engine.ready.is_set()))
+        for name, folder in folders.items():
+            folder.mkdir()
+            await engine.load_adapter(name, str(folder))
+        folders["gone"].rmdir()
+        await crash(engine)
+        assert lost == [("gone", "vLLM: gone is not there", False)]
+        assert await engine.models() == ["stand-in", "kept"]
+        await crash(engine)
+        assert len(lost) == 1, "it is forgotten"
+
+
 async def test_a_sick_server_is_no_answer_and_is_replaced(
     vllm_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

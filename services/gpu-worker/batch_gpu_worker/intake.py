@@ -108,6 +108,11 @@ class Intake:
         self._closed = False
         self._changed.set()
 
+    def withdraw(self, model: str) -> None:
+        """Take no more hints for this one of the models."""
+        self._models -= {model}
+        self._changed.set()
+
     async def close(self) -> None:
         """Give back what is being leased or loaded; wait until that is done."""
         self._closed = True

@@ -68,12 +68,14 @@ class ModelSet:
         self._worker_id = worker_id
         self._worker_name = worker_name
         self._monotonic = monotonic
+        engine.on_adapter_lost = self._lose
         self._configured = engine.chosen.base if engine.chosen else None
         self._base = self._configured
         self._outdated: str | None = None  # what this name means by now cannot be loaded here
         self._adapters: dict[str, ModelSpec] = {}
         self._names: list[str] = []
         self._wanted: Serve | None = None
+        self._lost: dict[str, str] = {}  # adapters that the engine lost, and why
         self._told = asyncio.Event()
 
     def want(self, order: Serve) -> Reply:
@@ -105,7 +107,7 @@ class ModelSet:
             log.warning("the engine does not start with room for adapters", error=str(error))
         await self._engine.ready.wait()
         self._names = await self._listed()
-        for name in self._names:
+        for name in tuple(self._names):
             await self._report_ready(name)
         await self._serving.open(self._names)
 
@@ -114,12 +116,14 @@ class ModelSet:
         while True:
             await self._told.wait()
             self._told.clear()
-            if self._wanted is not None:
-                await self._follow(self._wanted)
+            await self._tell_lost()
+            wanted, self._wanted = self._wanted, None
+            if wanted is not None:
+                await self._follow(wanted)
 
     async def end(self, reason: UnloadReason) -> None:
         """Say that nothing is served any more."""
-        for name in self._names:
+        for name in tuple(self._names):
             await self._report_unloaded(name, reason)
 
     async def _follow(self, order: Serve) -> None:
@@ -148,7 +152,7 @@ class ModelSet:
             await self._swap_failed(base.name, error)
             return
         await self._serving.close()
-        for name in self._names:
+        for name in tuple(self._names):
             if name != base.name:
                 await self._report_unloaded(name, "swapped")
         began = self._monotonic()
@@ -182,7 +186,8 @@ class ModelSet:
         await self._serving.open(self._names)
 
     async def _drop(self, name: str) -> None:
-        del self._adapters[name]
+        if self._adapters.pop(name, None) is None:
+            return  # the engine lost it meanwhile
         self._names.remove(name)
         await self._serving.narrow(self._names)
         try:
@@ -190,6 +195,22 @@ class ModelSet:
         except EngineUnavailable as error:
             log.info("an engine that starts again has forgotten it", model=name, error=str(error))
         await self._report_unloaded(name, "requested")
+
+    def _lose(self, name: str, reason: str) -> None:
+        """The engine started again without an adapter; it will be ready in a moment."""
+        if self._adapters.pop(name, None) is None:
+            return
+        self._names.remove(name)
+        self._serving.withdraw(name)
+        self._lost[name] = reason
+        self._told.set()
+
+    async def _tell_lost(self) -> None:
+        lost, self._lost = self._lost, {}
+        if lost:
+            await self._serving.narrow(self._names)
+        for name, reason in lost.items():
+            await self._report_failed(name, reason)
 
     async def _load(self, adapter: ModelSpec) -> None:
         while True:
@@ -215,7 +236,7 @@ class ModelSet:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def _report_all_ready(self, load_seconds: float = 0.0) -> None:
-        for name in self._names:
+        for name in tuple(self._names):
             if name != self._outdated:
                 await self._report_ready(name, load_seconds)
 

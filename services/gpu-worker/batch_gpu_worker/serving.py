@@ -62,6 +62,13 @@ class Serving:
             run_empty(self._intake, self._admission, self._holdings, "drained", finish=finish),
         )
 
+    def withdraw(self, model: str) -> None:
+        """Give back at once what is held for one of the models, and take nothing more for it, until
+        `narrow` tells everybody."""
+        self._intake.withdraw(model)
+        for chunk in [chunk for chunk in self._holdings if _model_of(chunk) == model]:
+            self._admission.end(chunk, "drained")
+
     async def narrow(self, models: Sequence[str]) -> None:
         """Offer only these of the models from now on; give back what is held for others."""
         await self.open(models)

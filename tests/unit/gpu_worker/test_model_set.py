@@ -10,6 +10,7 @@ from typing import cast
 
 import pytest
 from tests.unit.gpu_worker.bench import ME
+from tests.worker_bench import until
 
 from batch_gpu_worker.engine_monitor import EngineMonitor
 from batch_gpu_worker.engines.choice import Chosen
@@ -43,6 +44,9 @@ class Doors:
 
     async def narrow(self, models: Sequence[str]) -> None:
         self.models = list(models)
+
+    def withdraw(self, model: str) -> None:
+        self.models.remove(model)
 
 
 class Swapper:
@@ -90,11 +94,8 @@ class Bench:
         return ModelSpec(name=name, source=source, base=base)
 
     async def tell(self, base: ModelSpec, *adapters: ModelSpec) -> None:
-        """Give an order, and wait until it is carried out."""
-        order = Serve(requested_by="test", base=base, adapters=adapters)
-        assert self.set.want(order).ok
-        self.set._told.clear()
-        await self.set._follow(order)
+        """Have an order carried out."""
+        await self.set._follow(Serve(requested_by="test", base=base, adapters=adapters))
 
     async def model(self, name: str) -> ModelView:
         found = (await model_registry.load(self.store)).find(name)
@@ -111,8 +112,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     found = Bench(tmp_path)
     await found.engine.start()
     await found.set.begin()
-    async with asyncio.timeout(60):
-        yield found
+    yield found
     await found.engine.stop()
 
 
@@ -156,3 +156,26 @@ async def test_another_model_that_fails_leaves_the_one_before_ready(bench: Bench
     assert (await bench.model("m")).ready_on == (await bench.model("tuned")).ready_on == {ME}
     assert bench.doors.models == ["m", "tuned"]
     assert set((await bench.model("other")).failed) == {ME}
+
+
+async def test_an_adapter_that_the_engine_lost_is_withdrawn_at_once_and_reported(
+    bench: Bench,
+) -> None:
+    await bench.register("home", "home")
+    tuned = await bench.register("tuned", "lora", "home")
+    await bench.tell(ModelSpec(name="home"), tuned)
+    assert bench.doors.models == ["home", "tuned"]
+    running = asyncio.create_task(bench.set.run())
+    bench.engine.on_adapter_lost("tuned", "its file is gone")
+    assert bench.doors.models == ["home"]
+
+    async def is_reported() -> bool:
+        return bool((await bench.model("tuned")).failed)
+
+    await until(is_reported, 60)
+    assert (await bench.model("tuned")).failed == {ME: "its file is gone"}
+    loads = await bench.loads()
+    await bench.tell(ModelSpec(name="home"), tuned)
+    assert bench.doors.models == ["home", "tuned"], "told again, it is tried again"
+    assert await bench.loads() == loads + 1
+    running.cancel()

@@ -51,11 +51,13 @@ class Engine(Protocol):
 
     ``ready`` is set while it takes requests; it is cleared while it restarts. ``on_death`` is told
     of each end that it gets over, before it is ready again, and may change ``max_num_seqs`` then:
-    how many requests the next one runs at once.
+    how many requests the next one runs at once. ``on_adapter_lost`` is told the name of an adapter
+    that it could not load again, and why, also before it is ready.
     """
 
     ready: asyncio.Event
     on_death: Callable[[Death], None]
+    on_adapter_lost: Callable[[str, str], None]
     max_num_seqs: int
 
     @property
@@ -156,7 +158,7 @@ class Engine(Protocol):
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Answer requests for ``name`` with its model and this adapter; engines that start again
-        load it again.
+        load it again, before they are ready.
 
         Raises:
             EngineFailed: it cannot be loaded; the message says why.
@@ -205,3 +207,7 @@ async def _once(body: bytes) -> AsyncGenerator[bytes, None]:
 
 def ignore_death(_death: Death) -> None:
     """What ``on_death`` is before somebody wants to know."""
+
+
+def ignore_lost_adapter(_name: str, _reason: str) -> None:
+    """What ``on_adapter_lost`` is before somebody wants to know."""

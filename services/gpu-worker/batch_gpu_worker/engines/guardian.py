@@ -98,6 +98,14 @@ def _is_tracker(pid: int) -> bool:
         return False
 
 
+def recorded_server(record: Path) -> int | None:
+    """Return the pid of the server according to ``record``; None where it is not known (yet)."""
+    try:
+        return int(json.loads(record.read_text())["server"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def kill_recorded(record: Path) -> list[int]:
     """Kill what an earlier guardian left behind according to ``record``; return the pids.
 

@@ -13,6 +13,7 @@ from batch_gpu_worker.engines.base import (
     EngineResponse,
     EngineStream,
     ignore_death,
+    ignore_lost_adapter,
     unsupported,
 )
 from batch_gpu_worker.engines.choice import Chosen
@@ -33,6 +34,7 @@ class OpenAIEngine:
     def __init__(self, settings: Settings) -> None:
         self.ready = asyncio.Event()
         self.on_death: Callable[[Death], None] = ignore_death
+        self.on_adapter_lost: Callable[[str, str], None] = ignore_lost_adapter
         self.max_num_seqs = settings.engine_max_num_seqs
         self._url = settings.engine_url
         # Without a name of the user's choice: whatever the server lists.

@@ -30,6 +30,7 @@ from batch_gpu_worker.engines.base import (
     EngineStream,
     error_body,
     ignore_death,
+    ignore_lost_adapter,
     unsupported,
     whole,
 )
@@ -55,6 +56,7 @@ class SimulatedEngine:
     def __init__(self, settings: Settings, *, rng: random.Random | None = None) -> None:
         self.ready = asyncio.Event()
         self.on_death: Callable[[Death], None] = ignore_death
+        self.on_adapter_lost: Callable[[str, str], None] = ignore_lost_adapter
         self.max_num_seqs = settings.engine_max_num_seqs
         self._tokens_made = 0
         self._loading = False

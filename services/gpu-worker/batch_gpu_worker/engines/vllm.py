@@ -19,21 +19,21 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import msgspec
 import structlog
 
-from batch_gpu_worker.engines import guardian
+from batch_gpu_worker.engines import guardian, vllm_adapters
 from batch_gpu_worker.engines.base import (
     ENDPOINTS,
     EngineLoad,
     EngineResponse,
     EngineStream,
     ignore_death,
+    ignore_lost_adapter,
     unsupported,
 )
 from batch_gpu_worker.engines.choice import Choice, Chosen
 from batch_gpu_worker.engines.death import Death, ended_within, judge, memory_kills
-from batch_gpu_worker.engines.http import HttpCaller, error_message, explained
+from batch_gpu_worker.engines.http import HttpCaller, explained
 from batch_gpu_worker.engines.output import LAST_WORDS_LINES, forward, open_pipe
 from batch_gpu_worker.engines.priority import ONLINE_PRIORITY, with_priority
 from batch_gpu_worker.engines.vllm_command import engine_command, engine_environment
@@ -61,16 +61,13 @@ _GENTLE = frozenset({"memory_limit", "requested", "swapped"})
 _SESSION = 3  # of guardian.process_fields
 
 
-class _Record(msgspec.Struct):
-    server: int
-
-
 class VllmEngine:
     """See `Engine`."""
 
     def __init__(self, settings: Settings) -> None:
         self.ready = asyncio.Event()
         self.on_death: Callable[[Death], None] = ignore_death
+        self.on_adapter_lost: Callable[[str, str], None] = ignore_lost_adapter
         self.max_num_seqs = settings.engine_max_num_seqs
         self._settings = settings
         self._choice = Choice(settings)
@@ -100,10 +97,7 @@ class VllmEngine:
         """Process id of vLLM's API server."""
         if self._process is None or self._process.returncode is not None:
             return None
-        try:
-            return msgspec.json.decode(self.record.read_bytes(), type=_Record).server
-        except (OSError, msgspec.DecodeError):
-            return None
+        return guardian.recorded_server(self.record)
 
     async def start(self) -> None:
         """Kill what an earlier worker of this name left, and start the server."""
@@ -201,16 +195,13 @@ class VllmEngine:
 
     async def load_adapter(self, name: str, folder: str) -> None:
         """Load a LoRA adapter into the running server; see `Engine.load_adapter`."""
-        body = msgspec.json.encode({"lora_name": name, "lora_path": folder})
-        answer = await self._http().post("/v1/load_lora_adapter", body)
-        if answer.status != 200:
-            raise EngineFailed(f"vLLM: {error_message(answer)}")
+        await vllm_adapters.load(self._http(), name, folder)
         self._choice.adapters[name] = folder
 
     async def unload_adapter(self, name: str) -> None:
         """Forget an adapter; see `Engine.unload_adapter`."""
         self._choice.adapters.pop(name, None)
-        await self._http().post("/v1/unload_lora_adapter", msgspec.json.encode({"lora_name": name}))
+        await vllm_adapters.unload(self._http(), name)
 
     def owns(self, pid: int) -> bool:
         """Tell by its session or its mark whether a process is of this engine."""
@@ -274,7 +265,7 @@ class VllmEngine:
             try:
                 came_up = await self._wait_healthy(process)
                 if came_up:
-                    await self._load_adapters_again()
+                    await self._load_adapters_again(process)
                     self._choice.came_up()
                     self.ready.set()
                     await process.wait()
@@ -320,12 +311,21 @@ class VllmEngine:
             await ended_within(process, HEALTH_PAUSE_SECONDS)
         return False
 
-    async def _load_adapters_again(self) -> None:
-        for name, folder in tuple(self._choice.adapters.items()):
+    async def _load_adapters_again(self, process: asyncio.subprocess.Process) -> None:
+        """Load what was loaded before; an adapter that the server refuses is lost."""
+        left = deque(self._choice.adapters.items())
+        while left and process.returncode is None and self._halted is None:
+            name, folder = left[0]
             try:
                 await self.load_adapter(name, folder)
-            except (EngineFailed, EngineUnavailable) as error:
-                log.error("an adapter is not loaded again", adapter=name, error=str(error))
+            except EngineUnavailable as error:
+                log.warning("adapter not loaded yet", model=name, error=str(error))
+                await ended_within(process, HEALTH_PAUSE_SECONDS)
+                continue
+            except EngineFailed as error:
+                del self._choice.adapters[name]
+                self.on_adapter_lost(name, str(error))
+            left.popleft()
 
     async def ask(self, path: str) -> EngineResponse:
         """Return what the server says at ``path``, such as ``/health`` or ``/metrics``.
