@@ -12,9 +12,10 @@ ENGINE_ARGS_MAX = 100
 
 OURS = frozenset(
     {"model", "served-model-name", "uds", "host", "port", "api-key", "root-path", "config",
-     "ssl-keyfile", "ssl-certfile"}
+     "ssl-keyfile", "ssl-certfile", "scheduling-policy"}
 )  # fmt: skip
 """Arguments of vLLM's server that a worker gives itself, or whose change would lock it out."""
+_WHY = {"scheduling-policy": ": by priority, so that online requests go before batch requests"}
 
 
 def check_name(name: str, *, param: str) -> None:
@@ -62,7 +63,9 @@ def check_engine_args(arguments: list[str]) -> None:
         )
     for option in options_of(arguments):
         if option in OURS:
-            raise InvalidInput(f"--{option} is set by the worker itself", param="engine_args")
+            raise InvalidInput(
+                f"--{option} is set by the worker itself{_WHY.get(option, '')}", param="engine_args"
+            )
 
 
 def options_of(arguments: Iterable[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ import pytest
 from tests.conftest import NatsServer
 from tests.worker_bench import until, worker_process
 
+from batch_gpu_worker.answers import fit_for_batch
 from batch_gpu_worker.engines import guardian
 from batch_gpu_worker.engines.vllm import VllmEngine
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineFailed
@@ -118,6 +120,24 @@ async def test_a_killed_server_or_guardian_is_replaced_and_leaves_nothing(
         await asyncio.wait_for(engine.ready.wait(), 120)
         assert await pid_that_answers(engine) == engine.pid
         assert engine.pid not in {process.pid for process in below}
+
+
+async def test_online_requests_go_before_those_of_batches(vllm_settings: Settings) -> None:
+    """vLLM is told so, whatever the request or the worker's own arguments say."""
+    settings = vllm_settings.model_copy(
+        update={"engine_args": ("--scheduling-policy", "fcfs", "--dtype=half")}
+    )
+    async with started(settings) as engine:
+        body = b'{"prompt":"x","priority":-9}'
+        async with engine.stream(COMPLETIONS, body) as answer:
+            online = msgspec.json.decode(b"".join([piece async for piece in answer.pieces]))
+        of_batch = await engine.complete(COMPLETIONS, fit_for_batch(body))
+    assert online["asked"] == {"prompt": "x", "priority": -1}
+    assert msgspec.json.decode(of_batch.body)["asked"] == {"prompt": "x"}
+    policies = [
+        policy for option, policy in pairwise(online["argv"]) if option == "--scheduling-policy"
+    ]
+    assert policies[-1] == "priority", "the last one counts"
 
 
 async def crash(engine: VllmEngine) -> None:

@@ -62,7 +62,10 @@ def test_a_models_own_arguments_come_last(settings: Settings) -> None:
     command = engine_command(settings, Chosen(base, lora=False), "s.sock", 4)
     assert command[command.index("--model") + 1] == "org/other"
     assert command[command.index("--served-model-name") + 1] == "other"
-    assert command[-4:] == ["--max-model-len", "512", "--max-model-len", "64"]
+    given = command.index("--max-model-len")
+    assert command[given:] == [
+        "--max-model-len", "512", "--max-model-len", "64", "--scheduling-policy", "priority",
+    ]  # fmt: skip
     assert "--enable-lora" not in command
 
 

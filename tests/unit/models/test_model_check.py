@@ -44,6 +44,11 @@ def test_engine_arguments_that_take_the_server_away(arguments: list[str]) -> Non
     assert raised.value.param == "engine_args"
 
 
+def test_the_order_of_requests_is_not_for_a_model_to_choose() -> None:
+    with pytest.raises(InvalidInput, match="online requests go before batch requests"):
+        check_engine_args(["--scheduling-policy", "fcfs"])
+
+
 def test_engine_arguments_that_are_allowed() -> None:
     arguments = ["--max-model-len", "1024", "--enforce-eager", "--kv_cache_dtype=fp8"]
     check_engine_args(arguments)

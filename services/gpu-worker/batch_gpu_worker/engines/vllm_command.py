@@ -21,7 +21,8 @@ def has_nvidia_gpu() -> bool:
 
 
 def engine_command(settings: Settings, chosen: Chosen, socket: str, max_num_seqs: int) -> list[str]:
-    """Return the server's command line; a model's own arguments override the worker's.
+    """Return the server's command line; a model's own arguments override the worker's. The order
+    of requests is not theirs to choose.
 
     Raises:
         EngineFailed: a setting is missing.
@@ -36,7 +37,6 @@ def engine_command(settings: Settings, chosen: Chosen, socket: str, max_num_seqs
         "--uds", socket,
         "--max-num-seqs", str(max_num_seqs),
         "--disable-uvicorn-access-log",
-        *SCHEDULING_ARGUMENTS,
     ]  # fmt: skip
     if settings.otlp_endpoint:  # it goes on in the trace that each request names
         arguments += ["--otlp-traces-endpoint", traces_url(settings)]
@@ -49,7 +49,7 @@ def engine_command(settings: Settings, chosen: Chosen, socket: str, max_num_seqs
     own = (*settings.engine_args, *base.engine_args)  # where both say something, the last one wins
     if not has_nvidia_gpu() and "--enforce-eager" not in own:
         arguments.append("--enforce-eager")  # compiling takes longer than it saves on a CPU
-    return [*arguments, *own]
+    return [*arguments, *own, *SCHEDULING_ARGUMENTS]
 
 
 def _next_rank(rank: int) -> int:
