@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from vllm_batch.errors import InvalidInput
@@ -15,6 +16,12 @@ OURS = frozenset(
      "ssl-keyfile", "ssl-certfile", "scheduling-policy"}
 )  # fmt: skip
 """Arguments of vLLM's server that a worker gives itself, or whose change would lock it out."""
+_LONG = {
+    "-tp": "tensor-parallel-size", "-pp": "pipeline-parallel-size", "-dp": "data-parallel-size",
+    "-q": "quantization",
+}  # fmt: skip
+"""Short options of vLLM 0.32 that count in an estimate."""
+_NEGATIVE = re.compile(r"-\d+(\.\d+)?")
 _WHY = {"scheduling-policy": ": by priority, so that online requests go before batch requests"}
 
 
@@ -56,7 +63,7 @@ def check_engine_args(arguments: list[str]) -> None:
     """
     if len(arguments) > ENGINE_ARGS_MAX:
         raise InvalidInput(f"more than {ENGINE_ARGS_MAX} engine arguments", param="engine_args")
-    if arguments and not arguments[0].startswith("--"):
+    if arguments and not arguments[0].startswith("-"):
         raise InvalidInput(
             f"engine arguments start with an option such as --max-model-len, not {arguments[0]!r}",
             param="engine_args",
@@ -69,13 +76,14 @@ def check_engine_args(arguments: list[str]) -> None:
 
 
 def options_of(arguments: Iterable[str]) -> dict[str, str]:
-    """Return the options that arguments name, without dashes, and their values (may be empty)."""
+    """Return the options that arguments name, by their long names without dashes, and their values
+    (may be empty)."""
     found: dict[str, str] = {}
     option = ""
     for argument in arguments:
-        if argument.startswith("--"):
-            option, _, value = argument[2:].partition("=")
-            option = option.replace("_", "-")
+        if argument.startswith("-") and not _NEGATIVE.fullmatch(argument):
+            option, _, value = argument.partition("=")
+            option = _LONG.get(option) or option.lstrip("-").replace("_", "-")
             found[option] = value
         elif option:
             found[option] = argument

@@ -10,14 +10,16 @@
                allowance, as vLLM measures its own only by a trial run
 
 Sliding windows and hybrid layers need less than this says. vLLM takes
-``--gpu-memory-utilization`` of a GPU and starts only if one sequence of full length fits.
+``--gpu-memory-utilization`` of a GPU and starts only if one sequence of full length fits; with
+``--max-model-len auto`` it shortens that until one does.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -29,16 +31,29 @@ OVERHEAD_BYTES = 1_000_000_000
 UTILIZATION = 0.9
 """vLLM's usual ``--gpu-memory-utilization``."""
 TOKENS_UNKNOWN = 4096
+"""The length of a sequence where nobody says one, or vLLM is to find out what fits."""
 _HEADER_BYTES_MAX = 100 * 1024 * 1024
 _DTYPE_BYTES = {
     "float32": 4.0, "float": 4.0, "float16": 2.0, "half": 2.0, "bfloat16": 2.0, "fp8": 1.0,
     "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "int8": 1.0,
 }  # fmt: skip
+_COUNT = re.compile(r"(\d+)|(\d+(?:\.\d+)?)([kmgt])|(\d+)([KMGT])")
+_AUTO = frozenset({"auto", "-1"})
+_DECIMAL = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_BINARY = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _AUTO_BYTES_MAX = 2.0  # vLLM's ``--dtype auto`` serves float32 weights in 16 bits
 
 
+class Memory(NamedTuple):
+    """What a worker has: ``gpus`` of ``each_bytes``, or (0 of them) a host of so many bytes."""
+
+    each_bytes: int
+    gpus: int
+
+
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model needs with ``sequences`` at once of ``tokens`` each, over all its GPUs."""
+    """What one model needs with ``sequences`` at once of ``tokens`` each, over the ``gpus`` that
+    hold it once; a worker runs ``replicas`` of it."""
 
     weight_bytes: int
     weights_from: Literal["files", "shape"]
@@ -46,7 +61,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     sequences: int
     gpus: int
+    replicas: int
     utilization: float
+
+    @property
+    def gpus_needed(self) -> int:
+        """How many GPUs a worker has to have."""
+        return self.gpus * self.replicas
 
     @property
     def sequence_bytes(self) -> int:
@@ -68,10 +89,13 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
         """All of it."""
         return self.weight_bytes + self.kv_bytes + self.overhead_bytes
 
-    def sequences_within(self, memory_bytes: int) -> int:
-        """Return how many sequences of full length GPUs of this much memory each hold at once; 0:
-        the model does not fit."""
-        share = int(memory_bytes * self.gpus * self.utilization)
+    def sequences_within(self, memory: Memory) -> int:
+        """Return how many sequences of full length a worker holds at once, each replica; 0: the
+        model does not fit."""
+        if 0 < memory.gpus < self.gpus_needed:
+            return 0
+        used = self.gpus if memory.gpus else 1
+        share = int(memory.each_bytes * used * self.utilization)
         left = share - self.weight_bytes - self.overhead_bytes
         return max(0, left // max(1, self.sequence_bytes))
 
@@ -82,11 +106,14 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
             f"{self.sequences} x {self.tokens} tokens + {shown(self.overhead_bytes)} for the rest"
         )
 
-    def verdict(self, memory_bytes: int, place: str) -> str:
-        """Say whether it fits; ``place``: what has ``memory_bytes`` (each, of several GPUs)."""
-        fitting = self.sequences_within(memory_bytes)
-        many = f" each, {self.gpus} are used" if self.gpus > 1 else ""
-        has = f"{place} has {shown(memory_bytes)}{many}"
+    def verdict(self, memory: Memory, worker: str) -> str:
+        """Say whether it fits on a worker."""
+        if 0 < memory.gpus < self.gpus_needed:
+            return f"needs {self.gpus_needed} GPUs, {worker} has {memory.gpus}: does not fit"
+        fitting = self.sequences_within(memory)
+        many = f" each, {self.gpus} are used" if memory.gpus and self.gpus > 1 else ""
+        has = f"the {'GPU' if memory.gpus else 'host'} of {worker} has "
+        has += f"{shown(memory.each_bytes)}{many}"
         if fitting >= self.sequences:
             return f"{has}: fits"
         if fitting:
@@ -117,11 +144,11 @@ def estimate(
             weight_bytes=_weights(config, options, weight_bytes, stored, width),
             weights_from="files" if weight_bytes else "shape",
             kv_bytes_per_token=int(model_shape.kv_values(config) * _DTYPE_BYTES.get(cached, width)),
-            tokens=_number(options, "max-model-len")
-            or int(config.get("max_position_embeddings") or TOKENS_UNKNOWN),
+            tokens=_tokens(options, config),
             sequences=_number(options, "max-num-seqs") or sequences,
             gpus=(_number(options, "tensor-parallel-size") or 1)
             * (_number(options, "pipeline-parallel-size") or 1),
+            replicas=_number(options, "data-parallel-size") or 1,
             utilization=_share(options),
         )
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
@@ -182,15 +209,26 @@ def _dtype_bytes(option: str, config: dict[str, Any]) -> tuple[float, float]:
     return stored, _DTYPE_BYTES.get(option, stored)
 
 
+def _tokens(options: dict[str, str], config: dict[str, Any]) -> int:
+    longest = int(config.get("max_position_embeddings") or TOKENS_UNKNOWN)
+    if options.get("max-model-len", "").strip().lower() in _AUTO:
+        return min(longest, TOKENS_UNKNOWN)
+    return _number(options, "max-model-len") or longest
+
+
 def _number(options: dict[str, str], name: str) -> int | None:
+    """Return a count as vLLM reads it: 8k is 8000, 8K is 8192."""
     if name not in options:
         return None
-    text = options[name].strip().lower()
-    factor = {"k": 1000, "m": 1_000_000}.get(text[-1:], 1)
-    try:
-        value = int(text[:-1]) * factor if factor > 1 else int(text)
-    except ValueError:
-        value = 0
+    value = 0
+    if found := _COUNT.fullmatch(options[name].strip()):
+        plain, decimal, small, binary, large = found.groups()
+        if plain:
+            value = int(plain)
+        elif decimal:
+            value = int(float(decimal) * _DECIMAL[small])
+        else:
+            value = int(binary) * _BINARY[large]
     if value < 1:
         raise InvalidInput(f"--{name} {options[name]} is no number from 1 on", param="engine_args")
     return value

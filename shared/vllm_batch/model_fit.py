@@ -19,8 +19,9 @@ from vllm_batch.event_store import EventStore
 from vllm_batch.heartbeats import Heartbeat
 from vllm_batch.messaging import telemetry
 from vllm_batch.model_check import check_engine_args
-from vllm_batch.model_estimate import Estimate
+from vllm_batch.model_estimate import Estimate, Memory
 from vllm_batch.model_source import Source
+from vllm_batch.settings import Settings
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,12 +68,13 @@ async def examine(
     *,
     base: str | None,
     engine_args: list[str],
-    sequences: int,
+    settings: Settings,
 ) -> Examination:
     """Return what is known of a model before it is registered.
 
     ``base``: of an adapter, a registered name or alias. ``client``: without one no heartbeat is
-    read, and nobody's memory is known. ``sequences``: how many run at once by the workers' setting.
+    read, and nobody's memory is known. ``settings``: the workers' ones, as far as they are known
+    here: how many requests run at once, and the arguments that every engine gets.
 
     Raises:
         InvalidInput: the source is not there or unfit, or an engine argument is wrong.
@@ -87,7 +89,10 @@ async def examine(
     needed: Estimate | None = None
     if whole is not None and whole.config is not None:
         needed = model_estimate.estimate(
-            whole.config, engine_args, weight_bytes=whole.weight_bytes, sequences=sequences
+            whole.config,
+            [*settings.engine_args, *engine_args],
+            weight_bytes=whole.weight_bytes,
+            sequences=settings.engine_max_num_seqs,
         )
         if needed is None:
             warnings.append("its config.json says too little for an estimate of its memory")
@@ -116,16 +121,16 @@ async def _with_base(
 
 
 def _examination(
-    needed: Estimate, warnings: list[str], memories: Iterable[tuple[str, int, str]]
+    needed: Estimate, warnings: list[str], memories: Iterable[tuple[str, Memory]]
 ) -> Examination:
     places = [
         Place(
             worker=worker,
-            memory_bytes=memory_bytes,
-            sequences_at_once=needed.sequences_within(memory_bytes),
-            verdict=needed.verdict(memory_bytes, place),
+            memory_bytes=memory.each_bytes,
+            sequences_at_once=needed.sequences_within(memory),
+            verdict=needed.verdict(memory, worker),
         )
-        for worker, memory_bytes, place in memories
+        for worker, memory in memories
     ]
     return Examination(
         warnings=warnings,
@@ -139,8 +144,8 @@ def _examination(
     )
 
 
-async def _memories(store: EventStore, client: Client) -> list[tuple[str, int, str]]:
-    """Return each living worker's name, memory in bytes and what has it."""
+async def _memories(store: EventStore, client: Client) -> list[tuple[str, Memory]]:
+    """Return each living worker's name, and its memory."""
     beats = await telemetry.last_heartbeats(client)
     workers = await fleet.load(store)
     found = []
@@ -152,13 +157,13 @@ async def _memories(store: EventStore, client: Client) -> list[tuple[str, int, s
     return found
 
 
-def _memory_of(beat: Heartbeat) -> list[tuple[str, int, str]]:
+def _memory_of(beat: Heartbeat) -> list[tuple[str, Memory]]:
     smallest = min((gpu.memory_total_bytes or 0 for gpu in beat.gpus), default=0)
     if smallest:
-        return [(beat.name, smallest, f"the GPU of {beat.name}")]
+        return [(beat.name, Memory(smallest, len(beat.gpus)))]
     if beat.gpus or beat.host != socket.gethostname():
         return []  # nobody says how much memory another host has
-    return [(beat.name, _host_memory_bytes(), f"the host of {beat.name}")]
+    return [(beat.name, Memory(_host_memory_bytes(), 0))]
 
 
 def _host_memory_bytes() -> int:

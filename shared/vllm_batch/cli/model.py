@@ -301,7 +301,7 @@ async def _examine(
 
     return await model_fit.examine(
         store, store.connection.client, source, base=base, engine_args=engine_args,
-        sequences=settings.engine_max_num_seqs,
+        settings=settings,
     )  # fmt: skip
 
 

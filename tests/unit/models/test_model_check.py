@@ -35,7 +35,7 @@ def test_sources_that_are_none(source: str) -> None:
     "arguments",
     [
         ["--model", "other"], ["--port=80"], ["--served_model_name", "x"], ["--dtype", "auto",
-        "--uds", "x.sock"], ["max-model-len", "10"], ["--x"] * 101,
+        "--uds", "x.sock"], ["max-model-len", "10"], ["--x"] * 101, ["-tp", "2", "--port", "1"],
     ],
 )  # fmt: skip
 def test_engine_arguments_that_take_the_server_away(arguments: list[str]) -> None:
@@ -53,6 +53,12 @@ def test_engine_arguments_that_are_allowed() -> None:
     arguments = ["--max-model-len", "1024", "--enforce-eager", "--kv_cache_dtype=fp8"]
     check_engine_args(arguments)
     check_engine_args([])
+    check_engine_args(["-tp=4"])
+    short = ["-tp=4", "-q", "awq", "--max-model-len", "-1", "--dtype", "half", "-sc"]
+    assert options_of(short) == {
+        "tensor-parallel-size": "4", "quantization": "awq", "max-model-len": "-1",
+        "dtype": "half", "sc": "",
+    }  # fmt: skip
     assert options_of(arguments) == {
         "max-model-len": "1024", "enforce-eager": "", "kv-cache-dtype": "fp8",
     }  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vllm_batch.errors import InvalidInput
-from vllm_batch.model_estimate import Estimate, estimate, stored_bytes
+from vllm_batch.model_estimate import Estimate, Memory, estimate, stored_bytes
 
 GIB = 1024**3
 ADVICE = "shorten --max-model-len, or use more GPUs or fewer bits"
@@ -82,7 +82,21 @@ def test_engine_arguments_count() -> None:
         "--gpu-memory-utilization", "0.5",
     )  # fmt: skip
     assert (found.tokens, found.sequences, found.gpus, found.utilization) == (32_000, 16, 2, 0.5)
+    assert needs(SMOL, "-tp", "4", "-pp=2", "-dp", "3").gpus_needed == 24
+    assert needs(LLAMA_8B, "-q", "fp8") == needs(LLAMA_8B, "--quantization", "fp8")
     assert needs(SMOL, "--dtype", "float32").weight_bytes == 2 * needs(SMOL).weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("length", "tokens"),
+    [
+        ("8192", 8192), ("8k", 8000), ("8K", 8192), ("25.6k", 25_600), ("1M", 2**20),
+        ("auto", 4096), ("-1", 4096),
+    ],
+)  # fmt: skip
+def test_lengths_are_read_as_vllm_reads_them(length: str, tokens: int) -> None:
+    assert needs(LLAMA_8B, "--max-model-len", length).tokens == tokens
+    assert needs(LLAMA_8B, f"--max_model_len={length}").tokens == tokens
 
 
 def test_float32_files_are_served_in_16_bits() -> None:
@@ -149,9 +163,9 @@ def test_the_text_part_of_a_model_that_sees() -> None:
 @pytest.mark.parametrize(
     ("memory", "verdict"),
     [
-        (24 * GIB, "the GPU has 25.77 GB: fits"),
-        (2 * GIB, "the GPU has 2.15 GB: fits with 7 of 8 full-length sequences at a time"),
-        (1 * GIB, f"the GPU has 1.07 GB: does not fit; {ADVICE}"),
+        (24 * GIB, "the GPU of w has 25.77 GB: fits"),
+        (2 * GIB, "the GPU of w has 2.15 GB: fits with 7 of 8 full-length sequences at a time"),
+        (1 * GIB, f"the GPU of w has 1.07 GB: does not fit; {ADVICE}"),
     ],
 )
 def test_the_verdict_has_the_numbers(memory: int, verdict: str) -> None:
@@ -159,15 +173,34 @@ def test_the_verdict_has_the_numbers(memory: int, verdict: str) -> None:
     assert found.needs() == (
         "needs about 0.27 GB weights + 0.75 GB KV cache for 8 x 4096 tokens + 1.00 GB for the rest"
     )
-    assert found.verdict(memory, "the GPU") == verdict
+    assert found.verdict(Memory(memory, gpus=1), "w") == verdict
 
 
 def test_several_gpus_share_a_model() -> None:
     big = needs(LLAMA_8B, "--max-model-len", "8192")
     both = needs(LLAMA_8B, "--max-model-len", "8192", "--tensor-parallel-size", "2")
-    assert big.sequences_within(16 * GIB) == 0
-    assert both.sequences_within(16 * GIB) > 8
-    assert "each, 2 are used" in both.verdict(16 * GIB, "the GPU")
+    two = Memory(16 * GIB, gpus=2)
+    assert big.sequences_within(two) == 0
+    assert both.sequences_within(two) > 8
+    assert "each, 2 are used" in both.verdict(two, "w")
+
+
+def test_gpus_that_a_worker_does_not_have_hold_nothing() -> None:
+    spread = needs(LLAMA_8B, "--max-model-len", "8192", "--tensor-parallel-size", "8")
+    assert spread.sequences_within(Memory(80 * GIB, gpus=8)) > 8
+    one = Memory(80 * GIB, gpus=1)
+    assert spread.sequences_within(one) == 0
+    assert spread.verdict(one, "w") == "needs 8 GPUs, w has 1: does not fit"
+    replicas = needs(SMOL, "--data-parallel-size", "2")
+    assert replicas.verdict(one, "w") == "needs 2 GPUs, w has 1: does not fit"
+    assert replicas.sequences_within(Memory(80 * GIB, gpus=2)) == needs(SMOL).sequences_within(one)
+
+
+def test_a_host_has_its_memory_once() -> None:
+    host = Memory(16 * GIB, gpus=0)
+    spread = needs(LLAMA_8B, "--max-model-len", "8192", "-tp", "2")
+    assert spread.sequences_within(host) == 0
+    assert spread.verdict(host, "w").startswith("the host of w has 17.18 GB: does not fit")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +220,8 @@ def test_a_config_that_says_too_little(config: dict[str, Any]) -> None:
     [
         ["--max-model-len", "many"],
         ["--max-model-len", "0"],
+        ["--max-model-len", "25.6K"],
+        ["--max-model-len", "8 k"],
         ["--tensor-parallel-size", "-1"],
         ["--gpu-memory-utilization", "90"],
     ],

@@ -257,7 +257,7 @@ async def _examine(view: View, asked: Registration) -> Examination:
     services = view.services
     return await model_fit.examine(
         services.store, services.client, asked.source, base=asked.base,
-        engine_args=asked.engine_args, sequences=services.settings.engine_max_num_seqs,
+        engine_args=asked.engine_args, settings=services.settings,
     )  # fmt: skip
 
 

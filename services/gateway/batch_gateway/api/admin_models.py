@@ -186,7 +186,7 @@ async def _examine(
 ) -> Examination:
     return await model_fit.examine(
         api.store, api.client, asked.source, base=asked.base, engine_args=asked.engine_args,
-        sequences=api.settings.engine_max_num_seqs,
+        settings=api.settings,
     )  # fmt: skip
 
 
