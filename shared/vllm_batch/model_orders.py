@@ -61,7 +61,7 @@ async def register(
     Raises:
         InvalidInput: a name or an engine argument is not allowed.
         NotFound: its base is neither registered nor served.
-        Rejected: a name or an alias is another model's.
+        Rejected: a name or an alias is another model's, or its base cannot be one.
     """
     check_name(wanted.name, param="name")
     check_source(wanted.source)
@@ -190,7 +190,7 @@ async def retire(store: EventStore, name: str, *, requested_by: str) -> Model:
     """
     registry = await model_registry.load(store)
     model = _find(registry, name)
-    if adapters := [one.name for one in registry.all() if one.base == model.name]:
+    if adapters := _adapters_of(registry, model.name):
         raise Rejected(f"{model.name} is the base of {', '.join(adapters)}: remove them first")
     return await _append(store, ModelRetired(model_key=model.key, requested_by=requested_by))
 
@@ -246,16 +246,27 @@ async def _key_and_worker(
     return key, found.name  # its name outlives its processes
 
 
+def _adapters_of(registry: ModelRegistry, name: str) -> list[str]:
+    return [one.name for one in registry.all() if one.base == name]
+
+
 async def _base_of(store: EventStore, registry: ModelRegistry, wanted: Registration) -> str | None:
     if wanted.base is None:
         return None
     base = registry.resolve(wanted.base)
+    if wanted.name in {wanted.base, base}:
+        raise Rejected(f"{wanted.name} cannot be an adapter of itself: name another model as base")
+    if adapters := _adapters_of(registry, wanted.name):
+        raise Rejected(
+            f"{wanted.name} is the base of {', '.join(adapters)} and cannot be an adapter as well: "
+            "remove them first"
+        )
     if base is None and (await fleet.load(store)).serving(wanted.base):
         return wanted.base
     if base is None:
         raise NotFound(f"the base {wanted.base!r} is neither registered nor served; add it first")
     known = registry.find(base)
-    if base == wanted.name or (known is not None and known.base is not None):
+    if known is not None and known.base is not None:
         raise Rejected(f"{base} is itself an adapter: name a base model")
     return base
 
