@@ -18,7 +18,7 @@ from vllm_batch.errors import InvalidInput
 from vllm_batch.event_store import EventStore
 from vllm_batch.heartbeats import Heartbeat
 from vllm_batch.messaging import telemetry
-from vllm_batch.model_check import check_engine_args
+from vllm_batch.model_check import check_engine_args, options_of
 from vllm_batch.model_estimate import Estimate, Memory
 from vllm_batch.model_source import Source
 from vllm_batch.settings import Settings
@@ -86,14 +86,18 @@ async def examine(
     whole: Source | None = found
     if base is not None:
         whole, engine_args = await _with_base(store, base, found, warnings)
+    arguments = [*settings.engine_args, *engine_args]
+    if found.adapter is not None:
+        said = options_of(arguments).get("max-lora-rank", "")
+        rank_max = int(said) if said.isdecimal() else settings.lora_rank_max
+        warning = model_source.rank_warning(found.adapter, rank_max)
+        warnings += [warning] if warning else []
     needed: Estimate | None = None
     if whole is not None and whole.config is not None:
         needed = model_estimate.estimate(
-            whole.config,
-            [*settings.engine_args, *engine_args],
-            weight_bytes=whole.weight_bytes,
+            whole.config, arguments, weight_bytes=whole.weight_bytes,
             sequences=settings.engine_max_num_seqs,
-        )
+        )  # fmt: skip
         if needed is None:
             warnings.append("its config.json says too little for an estimate of its memory")
     if needed is None:

@@ -65,6 +65,16 @@ def base_warning(adapter: dict[str, Any], base_source: str) -> str | None:
     return f"the adapter was made for {made_for}, its base here is {base_source}"
 
 
+def rank_warning(adapter: dict[str, Any], rank_max: int) -> str | None:
+    """Return a warning where an adapter's rank is above what engines are started for."""
+    if adapter["r"] <= rank_max:
+        return None
+    return (
+        f"the adapter has rank {adapter['r']}, workers load adapters up to rank {rank_max}: set "
+        f"VLLM_BATCH_LORA_RANK_MAX={adapter['r']} on them"
+    )
+
+
 def _check_adapter(adapter: dict[str, Any]) -> None:
     rank = adapter.get("r")
     if adapter.get("peft_type", "LORA") != "LORA":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tests.facts import START
 
 from vllm_batch import model_fit
@@ -34,6 +35,21 @@ async def test_the_arguments_that_every_engine_gets_count(tmp_path: Path) -> Non
 
     assert "for 2 x 64 tokens" in str(await needs())
     assert "for 2 x 32 tokens" in str(await needs("--max-model-len", "32"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "engine_args", "warned"),
+    [(16, (), False), (64, (), True), (64, ("--max-lora-rank", "64"), False)],
+)
+async def test_an_adapter_of_a_rank_that_no_engine_is_started_for_is_warned_of(
+    tmp_path: Path, rank: int, engine_args: tuple[str, ...], warned: bool
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank}))
+    settings = Settings(home=tmp_path, engine_args=engine_args, lora_rank_max=16)
+    found = await model_fit.examine(
+        MemoryEventStore(), None, str(tmp_path), base="served", engine_args=[], settings=settings
+    )
+    assert any("VLLM_BATCH_LORA_RANK_MAX=64" in one for one in found.warnings) is warned
 
 
 def test_a_worker_says_how_many_gpus_it_has() -> None:
