@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from batch_gateway.api.inference_errors import Broken, nobody_there, overloaded
+from batch_gateway.api.inference_errors import Broken, nobody_there, not_now, overloaded
 from vllm_batch import online
 
 
@@ -39,6 +39,19 @@ def test_who_is_there_is_named() -> None:
     assert "a, b" in str(refusal)
     assert "No model is served" in str(nobody_there("m", []))
     assert overloaded().headers["retry-after"]
+
+
+@pytest.mark.parametrize(
+    ("reasons", "why"),
+    [({"not_ready"}, "starting"), ({"draining"}, "stops"), ({"draining", "not_ready"}, "starting")],
+)
+def test_who_is_there_but_takes_nothing_is_told_from_nobody(
+    reasons: set[online.RefusalReason], why: str
+) -> None:
+    refusal = not_now("m", reasons)
+    assert (refusal.status, refusal.headers["retry-after"]) == (503, "2")
+    assert why in str(refusal)
+    assert "Served now" not in str(refusal)
 
 
 def test_every_message_comes_back_as_it_went() -> None:

@@ -20,7 +20,7 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from batch_gateway.api.inference_errors import Broken, nobody_there, overloaded
+from batch_gateway.api.inference_errors import Broken, nobody_there, not_now, overloaded
 from batch_gateway.api.model_names import ModelNames
 from vllm_batch import ids, tasks, tracing
 from vllm_batch.ids import WorkerId
@@ -34,6 +34,7 @@ from vllm_batch.online import (
     Forgotten,
     Holding,
     Part,
+    RefusalReason,
     Refused,
     Taken,
     ToWorker,
@@ -170,7 +171,7 @@ class Switchboard:
         deadline = asyncio.get_running_loop().time() + timeout_seconds
         subject = subjects.inference(ids.model_key(model))
         asked: set[WorkerId] = set()
-        reasons: set[str] = set()
+        reasons: set[RefusalReason] = set()
         for _ in range(WORKERS_ASKED_MAX):
             timeout = deadline - asyncio.get_running_loop().time()
             request = Ask(
@@ -194,6 +195,8 @@ class Switchboard:
             raise overloaded()
         if asyncio.get_running_loop().time() >= deadline:
             raise Broken("timeout", "No worker took the request in the time that it allows.")
+        if reasons & {"not_ready", "draining"}:
+            raise not_now(model, reasons)
         raise nobody_there(model, self._names.served())
 
     async def _first(self, call: _Call, subject: str) -> Part | Refused | None:

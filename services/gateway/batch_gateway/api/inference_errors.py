@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 from starlette.responses import Response
@@ -15,6 +15,7 @@ from batch_gateway.api.errors import (
     error_response,
     shown,
 )
+from vllm_batch.online import RefusalReason
 
 RETRY_SECONDS = "2"
 BUSY_RETRY_SECONDS = "1"
@@ -52,6 +53,20 @@ def overloaded() -> HttpRefusal:
         "All workers of this model are busy; please try again in a moment.",
         code="overloaded",
         headers={"retry-after": BUSY_RETRY_SECONDS},
+    )
+
+
+def not_now(model: str, reasons: Collection[RefusalReason]) -> HttpRefusal:
+    """Return the error for a model whose workers are there and took no request for these
+    reasons."""
+    why = "its engine is starting" if "not_ready" in reasons else "its worker stops or is swapping"
+    return HttpRefusal(
+        503,
+        f"The model '{shown(model)}' takes no request just now: {why}; please try again in a "
+        "moment.",
+        param="model",
+        code="model_not_ready",
+        headers={"retry-after": RETRY_SECONDS},
     )
 
 
