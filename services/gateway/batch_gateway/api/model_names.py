@@ -95,9 +95,10 @@ class ModelNames:
         return name if name in self._announced.names or name in self.served() else None
 
     def serving(self, model: str) -> list[WorkerId]:
-        """Return the workers that have the model ready, those with the least online work first."""
+        """Return the workers that have the model ready, those first of which the smallest share is
+        taken by online work; of equals, the larger one."""
         beats = [beat for beat in self._live() if model in beat.models]
-        return [beat.worker_id for beat in sorted(beats, key=lambda beat: beat.online_in_flight)]
+        return [beat.worker_id for beat in sorted(beats, key=_fullness)]
 
     def served(self) -> list[str]:
         """Return the models that some worker has ready."""
@@ -117,3 +118,7 @@ class ModelNames:
         self._beats[beat.worker_id] = (beat, now)
         if beat.state != "ready":
             self._beats = {k: v for k, v in self._beats.items() if v[1] > now - self._lease}
+
+
+def _fullness(beat: Heartbeat) -> tuple[float, int]:
+    return beat.online_in_flight / max(1, beat.max_num_seqs), -beat.max_num_seqs
