@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from vllm_batch.errors import InvalidInput
@@ -73,6 +74,20 @@ def check_engine_args(arguments: list[str]) -> None:
             raise InvalidInput(
                 f"--{option} is set by the worker itself{_WHY.get(option, '')}", param="engine_args"
             )
+
+
+def arguments_in(text: str) -> list[str]:
+    """Return engine arguments that were written as on a command line.
+
+    Raises:
+        InvalidInput: a quotation mark is not closed.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InvalidInput(
+            f"the engine arguments cannot be read: {error}", param="engine_args"
+        ) from error
 
 
 def options_of(arguments: Iterable[str]) -> dict[str, str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import getpass
-import shlex
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -18,6 +17,7 @@ import typer
 from vllm_batch.cli import output
 from vllm_batch.cli.options import HomeOption, JsonOption
 from vllm_batch.errors import AlreadyDone, BatchError
+from vllm_batch.model_check import arguments_in
 
 if TYPE_CHECKING:
     from vllm_batch.event_store.jetstream import JetStreamEventStore
@@ -98,7 +98,7 @@ def add(
 
     wanted = Registration(
         name=name or _last_part(source), source=_absolute(source), base=base,
-        engine_args=shlex.split(engine_args), aliases=alias,
+        engine_args=arguments_in(engine_args), aliases=alias,
         input_price_per_million=input_price, output_price_per_million=output_price,
     )  # fmt: skip
 
@@ -133,7 +133,7 @@ def estimate(
     found = _with_store(
         home,
         lambda store, settings: _examine(
-            store, settings, _absolute(source), base, shlex.split(engine_args)
+            store, settings, _absolute(source), base, arguments_in(engine_args)
         ),
     )
     if as_json:

@@ -10,7 +10,13 @@ import pytest
 
 from vllm_batch import model_source
 from vllm_batch.errors import InvalidInput
-from vllm_batch.model_check import check_engine_args, check_name, check_source, options_of
+from vllm_batch.model_check import (
+    arguments_in,
+    check_engine_args,
+    check_name,
+    check_source,
+    options_of,
+)
 
 
 @pytest.mark.parametrize("name", ["m", "org/model", "Ünïcode model", "x" * 256])
@@ -62,6 +68,13 @@ def test_engine_arguments_that_are_allowed() -> None:
     assert options_of(arguments) == {
         "max-model-len": "1024", "enforce-eager": "", "kv-cache-dtype": "fp8",
     }  # fmt: skip
+
+
+def test_engine_arguments_as_they_are_written() -> None:
+    assert arguments_in("--foo 'a b' -tp=2") == ["--foo", "a b", "-tp=2"]
+    with pytest.raises(InvalidInput, match="cannot be read") as raised:
+        arguments_in("--foo 'bar")
+    assert raised.value.param == "engine_args"
 
 
 def write_model(folder: Path, name: str = "config.json", **content: object) -> Path:

@@ -13,8 +13,9 @@ from batch_admin.shell import Page, heading, notice
 from batch_admin.view import View
 from batch_admin.widgets import Facts
 from vllm_batch import model_fit, model_listing, model_orders
-from vllm_batch.errors import BatchError, InvalidInput
+from vllm_batch.errors import BatchError
 from vllm_batch.events import Recorded
+from vllm_batch.model_check import arguments_in
 from vllm_batch.model_fit import Examination
 from vllm_batch.model_listing import ModelStatus
 from vllm_batch.model_orders import Registration
@@ -124,11 +125,7 @@ async def _load(view: View, model: ModelStatus) -> None:
 
 async def _unload(view: View, model: ModelStatus) -> None:
     async def deed() -> str:
-        workers: list[str | None] = [*model.load_requested_on]
-        for worker in workers or [None]:
-            await model_orders.unload(
-                view.services.store, model.name, worker=worker, requested_by=view.user.name
-            )
+        await model_orders.unload(view.services.store, model.name, requested_by=view.user.name)
         return f"{model.name} is served no longer than its backlog asks for"
 
     await view.act("unload a model", model.name, deed)
@@ -198,7 +195,7 @@ async def _add(view: View) -> None:
             name=name.value.strip(),
             source=source.value.strip(),
             base=base.value or None,
-            engine_args=_arguments(engine_args.value),
+            engine_args=arguments_in(engine_args.value),
             aliases=_split(aliases.value),
         )
 
@@ -244,13 +241,6 @@ async def _add(view: View) -> None:
 
 def _split(names: str) -> list[str]:
     return [name.strip() for name in names.split(",") if name.strip()]
-
-
-def _arguments(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise InvalidInput(f"the engine arguments cannot be read: {error}") from error
 
 
 async def _examine(view: View, asked: Registration) -> Examination:
