@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import httpx
 from playwright.sync_api import Page, expect
 
@@ -102,6 +104,19 @@ def test_signing_out_ends_every_page_and_copy_of_that_sign_in(ui: Ui) -> None:
     context.close()
     taken = [one for one in _events(ui, "admin") if isinstance(one, AdminActionTaken)]
     assert ("vera", "sign out") in {(one.name, one.action) for one in taken}
+
+
+def test_a_page_whose_session_has_ended_meanwhile_goes_to_the_sign_in(ui: Ui) -> None:
+    context, page = ui.sign_in("vera")
+    page.goto("/batches")
+    page.wait_for_function("window.did_handshake")
+    service = ui.stack.service("admin-ui")
+    killed = service.kill(signal.SIGKILL)
+    context.clear_cookies()  # as after a restart with another key: the server knows nobody
+    service.wait_restarted(killed, 60)
+    expect(page.get_by_role("button", name="Sign in")).to_be_visible(timeout=WAIT_MS)
+    expect(page).to_have_url(f"{ui.stack.admin_url}/login?next=/batches")
+    context.close()
 
 
 def _events(ui: Ui, noun: str) -> list[object]:

@@ -13,6 +13,7 @@ from starlette.responses import RedirectResponse, Response
 from batch_admin.services import Services
 from batch_admin.sessions import SignIn
 from batch_admin.view import View
+from batch_admin.widgets import LeaveWhenSignedOut
 from vllm_batch.errors import BatchError
 from vllm_batch.events.admin import Role
 
@@ -91,6 +92,7 @@ def notice(icon: str, title: str, text: str) -> None:
 
 def _frame(view: View, page: Page, pages: Sequence[Page]) -> None:
     ui.add_css(_CSS)
+    LeaveWhenSignedOut()
     ui.colors(primary="#0b5cad", positive="#18713a", negative="#a3201d", warning="#8a5300")
     dark = ui.dark_mode(_THEMES.get(view.theme))
     with ui.header(elevated=False).classes("top"):

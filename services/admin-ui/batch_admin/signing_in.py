@@ -34,7 +34,7 @@ _NOBODY = (  # verified where there is no such user, so that both take the same 
 
 
 def create_router(services: Services, sessions: Sessions) -> APIRouter:
-    """Return the routes that need no session."""
+    """Return the routes of signing in and out."""
     router = APIRouter()
     monotonic, count = services.clock.monotonic, services.metrics.sign_ins.labels
     by_name = Attempts(services.settings, monotonic)
@@ -44,6 +44,10 @@ def create_router(services: Services, sessions: Sessions) -> APIRouter:
     @router.get("/health")
     async def health() -> PlainTextResponse:
         return PlainTextResponse("ok\n")
+
+    @router.get("/signed-in")
+    async def signed_in() -> Response:
+        return Response(status_code=204)  # the gate says no
 
     @router.get("/login")
     async def form(request: Request) -> Response:

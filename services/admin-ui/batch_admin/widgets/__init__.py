@@ -16,6 +16,10 @@ class LocalTime(Element, component="local_time.js"):
         self._props["iso"] = moment.isoformat()
 
 
+class LeaveWhenSignedOut(Element, component="leave_when_signed_out.js"):
+    """Has a page that may not connect any more go to the sign-in; it would try for ever."""
+
+
 class ChunkGrid(Element, component="chunk_grid.js"):
     """Chunks as coloured squares on a canvas: 10,000 are drawn in one go.
 
