@@ -58,6 +58,21 @@ def test_a_batch_is_seen_as_of_any_of_its_events(ui: Ui, operator: Page) -> None
     expect(event).not_to_contain_text('"type": "job.submitted"')
 
 
+def test_a_file_that_is_refused_is_told_and_another_one_may_follow(ui: Ui, operator: Page) -> None:
+    operator.goto("/batches")
+    operator.get_by_role("button", name="New batch").click()
+    files = operator.locator("input[type=file]")
+    files.set_input_files({"name": 'ä "1".jsonl', "mimeType": "application/jsonl", "buffer": b""})
+    refusal = operator.get_by_text("Could not create a batch: ")
+    expect(refusal).to_be_visible(timeout=WAIT_MS)
+    content = ui.lines(2)
+    files.set_input_files({"name": 'ä "2".jsonl', "mimeType": "", "buffer": content})
+    expect(operator).to_have_url(re.compile("/batches/batch_"), timeout=WAIT_MS)
+    batch = ui.client.batches.retrieve(operator.url.rpartition("/")[2])
+    file = ui.client.files.retrieve(batch.input_file_id)
+    assert (file.filename, file.bytes) == ('ä "2".jsonl', len(content))
+
+
 def test_the_errors_of_a_file_are_shown_by_line(ui: Ui, operator: Page) -> None:
     _upload(operator, ui.lines(2) + b"{broken\n")
     expect(operator.locator(".state")).to_have_text("failed", timeout=WAIT_MS)

@@ -1,42 +1,49 @@
 """Making batches from the UI, through the gateway's own API, as any client would.
 
-The file is sent on as it is; the gateway and the planner check it and name every wrong line.
+The file is sent on as it comes; the gateway and the planner check it and name every wrong line.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import secrets
+from collections.abc import AsyncIterator
 
-from nicegui.elements.upload_files import FileUpload
-
-from batch_admin.gateway_calls import checked
+from batch_admin.gateway_calls import call, checked
+from batch_admin.raw_upload import RawFile
 from batch_admin.services import Services
 from vllm_batch.ids import JobId
 
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
 WINDOWS = ("24h", "48h", "7d")
+_NOT_IN_NAMES = str.maketrans({'"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
-async def upload(services: Services, file: FileUpload) -> str:
-    """Upload a file of purpose batch, piece by piece; return its id.
+async def upload(services: Services, file: RawFile) -> str:
+    """Upload a file of purpose batch, piece by piece as it comes; return its id.
 
     Raises Rejected, httpx.HTTPError.
     """
-    with tempfile.TemporaryDirectory(prefix="vllm-batch-upload-") as folder:
-        path = Path(folder) / "file"
-        await file.save(path)
-        with path.open("rb") as opened:
-            answer = await services.gateway.post(
-                "/v1/files",
-                data={"purpose": "batch"},
-                files={"file": (file.name, opened, "application/jsonl")},
-            )
+    boundary = secrets.token_hex(16)
+    answer = await services.gateway.post(
+        "/v1/files",
+        content=_form(file, boundary),
+        headers={"Content-Type": f"multipart/form-data; boundary={boundary}"},
+    )
     return str(checked(answer)["id"])
+
+
+async def _form(file: RawFile, boundary: str) -> AsyncIterator[bytes]:
+    """Yield a form with a file: httpx makes one only of files that can be read at once."""
+    disposition = f"--{boundary}\r\nContent-Disposition: form-data; name="
+    name = file.name.translate(_NOT_IN_NAMES)
+    yield f'{disposition}"purpose"\r\n\r\nbatch\r\n'.encode()
+    yield f'{disposition}"file"; filename="{name}"\r\n\r\n'.encode()
+    async for piece in file.pieces:
+        yield piece
+    yield f"\r\n--{boundary}--\r\n".encode()
 
 
 async def create(services: Services, *, file_id: str, endpoint: str, window: str) -> JobId:
     """Create a batch; return its id. Raises Rejected, httpx.HTTPError."""
     body = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": window}
-    answer = await services.gateway.post("/v1/batches", json=body)
-    return JobId(str(checked(answer)["id"]))
+    return JobId(str((await call(services, "POST", "/v1/batches", json=body))["id"]))

@@ -8,6 +8,7 @@ from nicegui import events, ui
 
 from batch_admin import new_batch
 from batch_admin.data_table import ROWS_MAX, DataTable, column
+from batch_admin.raw_upload import RawFile, raw_upload
 from batch_admin.shell import Page, heading
 from batch_admin.show import STATE_COLOURS
 from batch_admin.view import View
@@ -132,26 +133,23 @@ async def _new(view: View) -> None:
             list(new_batch.WINDOWS), value=new_batch.WINDOWS[0], label="To be done within"
         ).classes("w-full")
 
-        async def uploaded(event: events.UploadEventArguments) -> None:
+        async def take(file: RawFile) -> None:
             async def deed() -> str:
-                file_id = await new_batch.upload(view.services, event.file)
+                file_id = await new_batch.upload(view.services, file)
                 job_id = await new_batch.create(
                     view.services, file_id=file_id, endpoint=endpoint.value, window=window.value
                 )
                 ui.navigate.to(f"/batches/{job_id}")
                 return f"{job_id} was created"
 
-            await view.act("create a batch", event.file.name, deed)
-            dialog.close()
+            if await view.act("create a batch", file.name, deed):
+                dialog.close()
 
-        ui.upload(
-            label="Choose a file or drop one here",
-            auto_upload=True,
-            max_files=1,
-            max_file_size=view.services.settings.batch_file_bytes_max,
-            on_upload=uploaded,
-            on_rejected=lambda: ui.notify("This file is too large.", type="negative"),
-        ).props("accept=.jsonl flat bordered").classes("w-full")
+        raw_upload(
+            "Choose a file or drop one here",
+            take,
+            bytes_max=view.services.settings.batch_file_bytes_max,
+        )
         ui.button("Close", on_click=dialog.close).props("flat no-caps").classes("self-end")
     dialog.open()
 
