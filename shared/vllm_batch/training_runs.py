@@ -1,10 +1,14 @@
 """Training runs, folded from the log, and what people may ask of them.
 
-Reads ``training.>``; appends ``training.*`` and, to roll back, ``model.aliased``. Bridge, trainer
-and command line see the same runs this way.
+Reads ``training.>``; appends ``training.*`` and, to promote by hand and to roll back, ``model.*``.
+Bridge, trainer and command line see the same runs this way.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
+
+import msgspec
 
 from vllm_batch import ids, model_orders, model_registry
 from vllm_batch.aggregates import training as rules
@@ -14,6 +18,7 @@ from vllm_batch.event_store import EventStore, append_decided
 from vllm_batch.events import (
     Recorded,
     TrainingDatasetCreated,
+    TrainingPromoted,
     TrainingRequested,
     TrainingRolledBack,
 )
@@ -63,8 +68,11 @@ async def load(store: EventStore) -> TrainingRuns:
     return runs
 
 
-async def record(store: EventStore, said: RunEvent, *, trainer: WorkerId | None = None) -> Run:
-    """Record what happened to a run; ``trainer``: who says so, where it is one.
+async def record(
+    store: EventStore, said: RunEvent, *, trainer: WorkerId | None = None, by_hand: bool = False
+) -> Run:
+    """Record what happened to a run; ``trainer``: who says so, where it is one; ``by_hand``: a
+    person wants it.
 
     Raises:
         AlreadyDone, LeaseLost, Rejected: see `aggregates.training.decide`.
@@ -73,7 +81,7 @@ async def record(store: EventStore, said: RunEvent, *, trainer: WorkerId | None 
         store,
         subjects.aggregate("training", said.run_id),
         rules.evolve,
-        lambda state: rules.decide(state, said, trainer=trainer),
+        lambda state: rules.decide(state, said, trainer=trainer, by_hand=by_hand),
     )
     return run
 
@@ -117,6 +125,40 @@ async def cancel(store: EventStore, run_id: str, *, requested_by: str) -> Run:
     return run
 
 
+async def promote(store: EventStore, run_id: str, *, requested_by: str) -> Run:
+    """Let the model of a run answer that was not better, or was rolled back.
+
+    The alias moves first, as in `roll_back`, which restores what it means now.
+
+    Raises:
+        NotFound: there is no such run.
+        Rejected: it was not measured, is in use, or its model is gone, or is only being loaded now:
+            clients must not wait for that.
+    """
+    run = (await load(store)).runs.get(run_id)
+    if run is None:
+        raise NotFound(f"there is no run {run_id}")
+    if run.prepared is None or run.evaluated is None or run.status not in rules.PROMOTED_BY_HAND:
+        raise Rejected(f"run {run_id} is {run.status}: there is nothing to promote")
+    alias, measured = run.prepared.alias, run.evaluated
+    registry = await model_registry.load(store)
+    model, now = registry.find(measured.model), registry.resolve(alias)
+    if model is None or model.retired:
+        raise Rejected(f"{measured.model} is no longer registered")
+    if not model.ready_on:
+        with suppress(AlreadyDone):
+            await model_orders.load(store, model.name, requested_by=requested_by)
+        raise Rejected(f"{model.name} is being loaded; promote it once it is ready")
+    if now != model.name:
+        await model_orders.alias(
+            store, model.name, add=[alias], requested_by=requested_by, force=True
+        )
+    numbers = msgspec.structs.asdict(measured)
+    if now not in {None, model.name}:
+        numbers["replaced"] = now
+    return await record(store, TrainingPromoted(**numbers), by_hand=True)
+
+
 async def roll_back(store: EventStore, project: str, *, requested_by: str) -> Run:
     """Let the version answer again that the project's newest promotion replaced.
 
@@ -132,22 +174,22 @@ async def roll_back(store: EventStore, project: str, *, requested_by: str) -> Ru
     ]
     if not promoted:
         raise NotFound(f"no promoted model of project {project} is in use")
-    run = promoted[-1]
+    run = max(promoted, key=lambda one: one.seq)
     assert run.prepared is not None  # noqa: S101 - a promoted run was prepared
-    assert run.evaluated is not None  # noqa: S101 - and evaluated
-    alias, measured = run.prepared.alias, run.evaluated
+    assert run.promoted is not None  # noqa: S101 - and promoted
+    alias, promotion = run.prepared.alias, run.promoted
     now = (await model_registry.load(store)).resolve(alias)
-    if now not in {measured.model, measured.replaced}:
-        raise Rejected(f"{alias} means {now} now, not {measured.model}: nothing to roll back")
-    if now != measured.replaced:
+    if now not in {promotion.model, promotion.replaced}:
+        raise Rejected(f"{alias} means {now} now, not {promotion.model}: nothing to roll back")
+    if now != promotion.replaced:
         await model_orders.alias(
-            store, measured.replaced, add=[alias], requested_by=requested_by, force=True
+            store, promotion.replaced, add=[alias], requested_by=requested_by, force=True
         )
     said = TrainingRolledBack(
         run_id=run.run_id,
         project=project,
-        model=measured.model,
-        restored=measured.replaced,
+        model=promotion.model,
+        restored=promotion.replaced,
         requested_by=requested_by,
     )
     return await record(store, said)

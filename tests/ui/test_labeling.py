@@ -45,6 +45,12 @@ def test_a_model_is_rolled_back_and_another_promoted(ui: Ui, operator: Page) -> 
     said = f"{work.SECOND} answers for {work.ALIAS}"
     expect(operator.get_by_text(said)).to_be_visible(timeout=WAIT_MS)
     assert _meant(ui) == work.SECOND
+
+    operator.get_by_role("button", name="Roll back").click()
+    operator.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    expect(operator.get_by_text(f"{work.BASE} answers again").first).to_be_visible()
+    expect(operator.get_by_role("button", name="Promote run_second")).to_be_visible()
+    assert _meant(ui) == work.BASE
     ui.in_store(lambda store: model_orders.unload(store, work.SECOND, requested_by="test"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -13,14 +12,12 @@ from batch_admin import dialogs, show
 from batch_admin.keyed import Boxes
 from batch_admin.shell import section
 from batch_admin.view import View
-from vllm_batch import model_orders, training_runs
-from vllm_batch.aggregates.training import Run, RunStatus
-from vllm_batch.errors import AlreadyDone, Rejected
+from vllm_batch import training_runs
+from vllm_batch.aggregates.training import PROMOTED_BY_HAND, Run, RunStatus
 from vllm_batch.events import TrainingProgressed
 from vllm_batch.messaging import subjects
 
 RUNS_SHOWN = 20
-_PROMOTABLE = frozenset({RunStatus.REJECTED, RunStatus.ROLLED_BACK})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +77,7 @@ class TrainingPanel:
             ui.label(line.said).classes("dim grow").style("overflow-wrap:anywhere")
             button = ui.button("Loss", on_click=lambda: self._choose(run_id))
             show.named(button.props("flat dense no-caps"), f"Loss of {run_id}")
-            if line.status in _PROMOTABLE and self._view.may("operator"):
+            if line.status in PROMOTED_BY_HAND and self._view.may("operator"):
                 button = ui.button("Promote", on_click=lambda: self._promote(self._by_id[run_id]))
                 show.named(button.props("flat dense no-caps"), f"Promote {run_id}")
 
@@ -111,8 +108,8 @@ class TrainingPanel:
             run = await training_runs.roll_back(
                 self._view.services.store, self._project, requested_by=self._view.user.name
             )
-            assert run.evaluated is not None  # noqa: S101 - a promoted run was evaluated
-            return f"{run.evaluated.replaced} answers again"
+            assert run.promoted is not None  # noqa: S101 - what is rolled back was promoted
+            return f"{run.promoted.replaced} answers again"
 
         effect = "The version answers again that the newest promotion replaced."
         if await dialogs.confirmed("Roll back?", effect, do="Roll back"):
@@ -124,7 +121,9 @@ class TrainingPanel:
         prepared, measured = run.prepared, run.evaluated
 
         async def deed() -> str:
-            await self._move_alias(prepared.alias, measured.model)
+            await training_runs.promote(
+                self._view.services.store, run.run_id, requested_by=self._view.user.name
+            )
             return f"{measured.model} answers for {prepared.alias} from now on"
 
         effect = (
@@ -133,18 +132,6 @@ class TrainingPanel:
         )
         if await dialogs.confirmed(f"Promote {measured.model}?", effect, do="Promote"):
             await self._view.act("promote a model", measured.model, deed)
-
-    async def _move_alias(self, alias: str, model: str) -> None:
-        """Let ``alias`` mean ``model`` once it is served: clients must not wait for its loading."""
-        store, by = self._view.services.store, self._view.user.name
-        known = self._view.live.models.find(model)
-        if known is None or known.retired:
-            raise Rejected(f"{model} is no longer registered")
-        if not known.ready_on:
-            with suppress(AlreadyDone):
-                await model_orders.load(store, model, requested_by=by)
-            raise Rejected(f"{model} is being loaded; promote it once it is ready")
-        await model_orders.alias(store, model, add=[alias], requested_by=by, force=True)
 
 
 def _said(run: Run) -> str:

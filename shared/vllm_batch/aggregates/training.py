@@ -6,9 +6,11 @@
                                                    ▼                                       evaluate
                                                  FAILED                                        ▼
                   ROLLED_BACK ◄──roll back── PROMOTED ◄──promote── EVALUATED ──reject──► REJECTED
+                       └──────promote by hand──────► ▲ ◄──────promote by hand────────────────┘
 
 Only the trainer that started a run may progress or complete it. A failed run stays failed: what
-is tried again is a new run. A run that is judged was measured first, with the same numbers.
+is tried again is a new run. A run that is judged was measured first, with the same numbers. Only
+a person promotes what was rejected or rolled back.
 """
 
 from __future__ import annotations
@@ -84,6 +86,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     evaluated: TrainingEvaluated | None = None
     failed: TrainingFailed | None = None
     rejected: TrainingRejected | None = None
+    promoted: TrainingPromoted | None = None
 
     @property
     def run_id(self) -> str:
@@ -115,6 +118,7 @@ _KEPT: dict[type[Event], str] = {
     TrainingFailed: "failed",
     TrainingEvaluated: "evaluated",
     TrainingRejected: "rejected",
+    TrainingPromoted: "promoted",
 }
 _FROM: dict[type[Event], frozenset[RunStatus]] = {
     TrainingPrepared: frozenset({RunStatus.REQUESTED}),
@@ -129,6 +133,8 @@ _FROM: dict[type[Event], frozenset[RunStatus]] = {
     TrainingRejected: frozenset({RunStatus.EVALUATED}),
     TrainingRolledBack: frozenset({RunStatus.PROMOTED}),
 }
+PROMOTED_BY_HAND = frozenset({RunStatus.REJECTED, RunStatus.ROLLED_BACK})
+"""From where a person may promote a run."""
 
 
 def evolve(state: Run | None, recorded: Recorded) -> Run:
@@ -148,8 +154,11 @@ def evolve(state: Run | None, recorded: Recorded) -> Run:
     return msgspec.structs.replace(state, **changes)
 
 
-def decide(state: Run | None, said: RunEvent, *, trainer: WorkerId | None = None) -> RunEvent:
-    """Return the event that records ``said``; ``trainer``: who speaks, where it is one.
+def decide(
+    state: Run | None, said: RunEvent, *, trainer: WorkerId | None = None, by_hand: bool = False
+) -> RunEvent:
+    """Return the event that records ``said``; ``trainer``: who speaks, where it is one;
+    ``by_hand``: a person wants it, whatever the numbers.
 
     Raises:
         AlreadyDone: the run is there, or has gone on from there.
@@ -171,7 +180,8 @@ def decide(state: Run | None, said: RunEvent, *, trainer: WorkerId | None = None
         raise Rejected("only a trainer may say that")
     if state.status is STATUS_AFTER[type(said)] and not isinstance(said, TrainingProgressed):
         raise AlreadyDone(f"run {said.run_id} is already {state.status}")
-    if state.status not in _FROM[type(said)]:
+    is_person_s = by_hand and isinstance(said, TrainingPromoted)
+    if state.status not in (PROMOTED_BY_HAND if is_person_s else _FROM[type(said)]):
         raise Rejected(f"run {said.run_id} is {state.status}: {said.TYPE} does not follow")
     if isinstance(said, TrainingPromoted | TrainingRejected):
         _check_numbers(state, said)

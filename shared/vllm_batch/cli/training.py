@@ -147,8 +147,8 @@ def rollback(project: ProjectOption, home: HomeOption = None, as_json: JsonOptio
     run = _with_store(
         home, lambda store: training_runs.roll_back(store, project, requested_by=REQUESTED_BY)
     )
-    assert run.evaluated is not None  # noqa: S101 - a promoted run was evaluated
-    _print_run(run, as_json, f"{run.evaluated.replaced} answers again, not {run.evaluated.model}")
+    assert run.promoted is not None  # noqa: S101 - what is rolled back was promoted
+    _print_run(run, as_json, f"{run.promoted.replaced} answers again, not {run.promoted.model}")
 
 
 async def _download(home: Path | None, train_blob: str, folder: Path) -> list[Path]:

@@ -4,13 +4,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
+from tests.facts import append
 
-from vllm_batch import training_runs
+from vllm_batch import ids, model_orders, model_registry, training_runs
 from vllm_batch.aggregates.training import RunStatus
 from vllm_batch.clock import ManualClock
 from vllm_batch.errors import AlreadyDone, LeaseLost, NotFound, Rejected
 from vllm_batch.event_store.memory import MemoryEventStore
 from vllm_batch.events import (
+    ModelReady,
     TrainingCompleted,
     TrainingEvaluated,
     TrainingFailed,
@@ -22,6 +25,7 @@ from vllm_batch.events import (
     TrainingStarted,
 )
 from vllm_batch.ids import WorkerId
+from vllm_batch.model_orders import Registration
 
 RUN = "run_1"
 ONE, TWO = WorkerId("trainer_1"), WorkerId("trainer_2")
@@ -128,3 +132,80 @@ async def test_a_run_that_is_trained_is_judged_and_not_cancelled(store: MemoryEv
     await training_runs.record(store, COMPLETED, trainer=ONE)
     with pytest.raises(Rejected, match="until it is trained"):
         await training_runs.cancel(store, RUN, requested_by="me")
+
+
+async def rejected(store: MemoryEventStore) -> None:
+    """Have a run end with a model that is not better, while an older one answers."""
+    await begin(store)
+    await training_runs.record(store, COMPLETED, trainer=ONE)
+    await training_runs.record(store, EVALUATED)
+    await training_runs.record(store, TrainingRejected(**NUMBERS, reason="no"))
+    for name, aliases in (("small", []), ("newer than small", ["sentiment"]), ("new", [])):
+        model = Registration(name=name, source="/a/folder", aliases=aliases)
+        await model_orders.register(store, model, requested_by="me")
+
+
+async def ready(store: MemoryEventStore) -> None:
+    ready = ModelReady(model_key=ids.model_key("new"), worker_id=WorkerId("w"), worker_name="w")
+    await append(store, ready)
+
+
+async def meaning(store: MemoryEventStore) -> str | None:
+    return (await model_registry.load(store)).resolve("sentiment")
+
+
+async def test_what_a_person_promotes_is_rolled_back_to_what_answered_before(
+    store: MemoryEventStore,
+) -> None:
+    await rejected(store)
+    await ready(store)
+    for _ in range(2):  # what was rolled back may be promoted again
+        run = await training_runs.promote(store, RUN, requested_by="me")
+        assert (run.status, await meaning(store)) == (RunStatus.PROMOTED, "new")
+        run = await training_runs.roll_back(store, "1", requested_by="me")
+        assert (run.status, await meaning(store)) == (RunStatus.ROLLED_BACK, "newer than small")
+
+
+async def test_a_promotion_by_hand_that_died_after_the_move_is_recorded_when_done_again(
+    store: MemoryEventStore,
+) -> None:
+    await rejected(store)
+    await ready(store)
+    await model_orders.alias(store, "new", add=["sentiment"], requested_by="me", force=True)
+    run = await training_runs.promote(store, RUN, requested_by="me")
+    assert run.status is RunStatus.PROMOTED
+    with pytest.raises(Rejected, match="promoted"):
+        await training_runs.promote(store, RUN, requested_by="me")
+
+
+async def test_clients_do_not_wait_for_a_promotion_by_hand(store: MemoryEventStore) -> None:
+    await rejected(store)
+    for _ in range(2):
+        with pytest.raises(Rejected, match="being loaded"):
+            await training_runs.promote(store, RUN, requested_by="me")
+    model = (await model_registry.load(store)).find("new")
+    assert model is not None
+    assert model.wanted
+    assert await meaning(store) == "newer than small"
+
+
+async def test_the_newest_promotion_is_rolled_back_not_that_of_the_newest_run(
+    store: MemoryEventStore,
+) -> None:
+    await rejected(store)
+    await ready(store)
+    other = {"run_id": "run_2", "project": "1"}
+    requested = TrainingRequested(**other, trigger="command", requested_by="me")
+    await training_runs.record(store, requested)
+    prepared = replace(PREPARED, run_id="run_2")
+    started_anew = replace(started(ONE), run_id="run_2")
+    numbers = {**NUMBERS, **other, "model": "newer than small"}
+    await training_runs.record(store, prepared)
+    await training_runs.record(store, started_anew, trainer=ONE)
+    await training_runs.record(store, replace(COMPLETED, run_id="run_2"), trainer=ONE)
+    await training_runs.record(store, TrainingEvaluated(**numbers))
+    await training_runs.record(store, TrainingPromoted(**numbers))
+    await training_runs.promote(store, RUN, requested_by="me")
+    assert (await training_runs.roll_back(store, "1", requested_by="me")).run_id == RUN
+    assert (await training_runs.roll_back(store, "1", requested_by="me")).run_id == "run_2"
+    assert await meaning(store) == "small"
