@@ -38,7 +38,7 @@ async def _page(shown: Shown) -> BatchPage:
 
 
 def _state(page: BatchPage) -> str:
-    return page._head._state._label.text
+    return page.head._state._label.text
 
 
 async def _of_others(shown: Shown, count: int) -> list[Recorded]:

@@ -33,7 +33,7 @@ from vllm_batch.events import (
     Recorded,
 )
 from vllm_batch.events.chunk import ChunkEvent
-from vllm_batch.ids import FileId, JobId
+from vllm_batch.ids import FileId, JobId, ProjectId
 from vllm_batch.messaging import subjects
 from vllm_batch.projections.rows import BatchRow
 
@@ -51,7 +51,7 @@ class BatchPage:
         self._reading = asyncio.Lock()
         self._why = batch_results.Causes(view.services)
         self._count = len(chunk_states)
-        self._head = BatchHead(view, row)
+        self.head = BatchHead(view, row)
         self._figures = BatchFigures()
         with ui.element("div").classes("two"):
             with ui.element("div").classes("panel"):
@@ -86,7 +86,7 @@ class BatchPage:
             await self._draw_grid()  # it is planned now, or a chunk's event may be lacking
         else:
             self._recolour(mine)
-        self._head.set(row)
+        self.head.set(row)
         used = await reads.batch_usage([row.job_id])
         open_batch = self._view.live.batches.batches.get(row.job_id)
         eta = open_batch.eta_seconds(self._view.services.clock.now()) if open_batch else None
@@ -187,6 +187,7 @@ async def build(view: View) -> None:
         notice("search_off", "No such batch", "It may not be in the read models yet: reload.")
         return
     page = BatchPage(view, row, await reads.chunk_states(row.job_id))
+    page.head.say_whose_are_cloned(await new_batch.own_project(view.services))
     await page.refresh([])
     nouns = {"job", "chunk"}
     view.refresh_on(nouns, page.refresh, reads=True)
@@ -217,9 +218,10 @@ class BatchHead:
                 self._download("Errors", lambda row: row.error_file_id)
                 events = f"/events?batch={row.job_id}"
                 _button("Events", "history", lambda: ui.navigate.to(events))
+                self._clone: ui.button | None = None
                 self._cancel: ui.button | None = None
                 if view.may("operator"):
-                    _button("Clone", "content_copy", lambda: _clone(view, row))
+                    self._clone = _button("Clone", "content_copy", lambda: _clone(view, row.job_id))
                     self._cancel = _button("Cancel", "cancel", lambda: _cancel(view, row.job_id))
                     self._cancel.props("color=negative")
         self.set(row)
@@ -232,6 +234,15 @@ class BatchHead:
             button.set_visibility(file_of(row) is not None)
         if self._cancel is not None:
             self._cancel.set_visibility(row.status in {JobStatus.VALIDATING, JobStatus.RUNNING})
+
+    def say_whose_are_cloned(self, project: ProjectId | None) -> None:
+        """Have Clone work for batches of ``project`` only, where it is known."""
+        if self._clone is not None and project not in {None, self._row.project}:
+            self._clone.disable()
+            self._clone.tooltip(
+                f"This service's key is of the project {project}: with a key of "
+                f"{self._row.project}, `vllm-batch batch submit` does it."
+            )
 
     def _download(self, label: str, file_of: Callable[[BatchRow], FileId | None]) -> None:
         def download() -> None:
@@ -259,18 +270,13 @@ async def _cancel(view: View, job_id: JobId) -> None:
         await view.act("cancel a batch", job_id, deed)
 
 
-async def _clone(view: View, row: BatchRow) -> None:
+async def _clone(view: View, job_id: JobId) -> None:
     async def deed() -> str:
-        new = await new_batch.create(
-            view.services,
-            file_id=row.input_file_id,
-            endpoint=row.endpoint,
-            window=row.completion_window,
-        )
+        new = await new_batch.clone(view.services, job_id)
         ui.navigate.to(f"/batches/{new}")
         return f"{new} was created"
 
-    await view.act("clone a batch", row.job_id, deed)
+    await view.act("clone a batch", job_id, deed)
 
 
 async def _own_events(view: View, job_id: JobId) -> list[Recorded]:
