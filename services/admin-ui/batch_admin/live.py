@@ -25,7 +25,7 @@ from vllm_batch.admin_users import AdminUsers
 from vllm_batch.clock import Clock
 from vllm_batch.errors import EventStoreUnavailable
 from vllm_batch.event_store import EventStore, starts
-from vllm_batch.events import ChunkCompleted, ChunkProgressed, Recorded
+from vllm_batch.events import ChunkCompleted, ChunkProgressed, Recorded, WorkerStarted
 from vllm_batch.fleet import Fleet
 from vllm_batch.heartbeats import Heartbeat
 from vllm_batch.ids import WorkerId
@@ -40,6 +40,8 @@ log = structlog.get_logger(__name__)
 
 RECENT_EVENTS = 1000
 PULSE_POINTS = 240
+ENDED_PULSE_SECONDS = 3600.0
+"""How long the last heartbeat of a process that has ended is remembered."""
 HEARTBEATS = "heartbeat"
 _RETRY_SECONDS = 1.0
 _ALL_EVENTS = ">"
@@ -158,6 +160,7 @@ class Live:
             return
         for worker_id, (beat, heard_at) in found.items():
             self.pulses[worker_id] = Pulse(beat, heard_at)
+        self._forget_pulses()
 
     async def run(self) -> None:
         """Follow for ever."""
@@ -207,6 +210,8 @@ class Live:
         self.position = recorded.seq
         self.users.apply(recorded)
         self.fleet.apply(recorded)
+        if isinstance(recorded.event, WorkerStarted):
+            self._forget_pulses()
         self.models.apply(recorded)
         self.runs.apply(recorded)
         self.batches.apply(recorded)
@@ -220,11 +225,28 @@ class Live:
         except msgspec.DecodeError:
             return  # of another release
         now = self._clock.now()
+        if self._has_successor(beat.worker_id):
+            return
         if pulse := self.pulses.get(beat.worker_id):
             pulse.hear(beat, now)
         else:
             self.pulses[beat.worker_id] = Pulse(beat, now)
         self._wake(HEARTBEATS, None)
+
+    def _forget_pulses(self) -> None:
+        """Drop those of processes that have a successor, and of those that ended long ago: each
+        has a history, and processes come and go without end."""
+        now = self._clock.now()
+        for worker_id, pulse in list(self.pulses.items()):
+            view = self.fleet.workers.get(worker_id)
+            has_ended = view is None or view.ended_at is not None
+            is_old = (now - pulse.heard_at).total_seconds() > ENDED_PULSE_SECONDS
+            if self._has_successor(worker_id) or (has_ended and is_old):
+                del self.pulses[worker_id]
+
+    def _has_successor(self, worker_id: WorkerId) -> bool:
+        view = self.fleet.workers.get(worker_id)
+        return view is not None and view.replaced
 
     def _wake(self, noun: str, recorded: Recorded | None) -> None:
         for watch in self._watches:
