@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from batch_admin.live import Live
+from batch_admin.open_batches import Queue
 from batch_admin.today import Figures
 from batch_admin.workers_now import WorkerNow
 from vllm_batch import model_listing
@@ -10,8 +13,11 @@ from vllm_batch import model_listing
 SHOWN_MAX = 20
 
 
-def troubles(live: Live, found: list[WorkerNow], figures: Figures | None) -> list[tuple[str, str]]:
+def troubles(
+    live: Live, found: list[WorkerNow], queues: Mapping[str, Queue], figures: Figures | None
+) -> list[tuple[str, str]]:
     """Return (what is wrong, the page that shows it), the gravest kind first."""
+    listed = model_listing.listed(live.models, live.fleet)
     said = [(f"Worker {one.name} is {_state(one)}", "/workers") for one in found
             if one.needs_attention]  # fmt: skip
     said += [
@@ -21,9 +27,15 @@ def troubles(live: Live, found: list[WorkerNow], figures: Figures | None) -> lis
     ]
     said += [
         (f"Model {model.name} cannot be loaded: {reasons}", "/models")
-        for model in model_listing.listed(live.models, live.fleet)
+        for model in listed
         if model.status == "failed"
         for reasons in ["; ".join(one.reason or "no reason given" for one in model.workers)]
+    ]
+    there = {one.name for one in listed if one.status in {"ready", "loading", "failed"}}
+    said += [
+        (f"{queue.requests:,} requests wait for {name}: no worker serves it", "/models")
+        for name, queue in queues.items()
+        if queue.ready and name not in there
     ]
     for project, title, count in figures.flagged if figures else ():
         what = f"{count:,} annotations are flagged" if count > 1 else "1 annotation is flagged"

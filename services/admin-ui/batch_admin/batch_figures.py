@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from nicegui import ui
 
 from batch_admin import show
@@ -9,7 +11,9 @@ from batch_admin.shell import section
 from batch_admin.widgets import Facts, Progress
 from vllm_batch.aggregates.job import JobStatus
 from vllm_batch.events import Usage
+from vllm_batch.ids import JobId
 from vllm_batch.projections.rows import BatchRow
+from vllm_batch.projections.waiting import WaitingRow, why
 
 ERRORS_SHOWN = 50
 ENDED = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.EXPIRED, JobStatus.CANCELLED})
@@ -27,11 +31,21 @@ class BatchFigures:
             self._input = show.Tile("Input tokens")
             self._output = show.Tile("Output tokens")
             self._cost = show.Tile("Cost")
+        self._waiting = ui.label().classes("panel").style("color:var(--warn)")
+        self._waiting.set_visibility(False)
         with ui.element("div").classes("panel"):
             self._facts = Facts([]).classes("line")
         self._errors = ui.element("div").classes("panel")
         self._errors.set_visibility(False)
         self._error_count = 0
+
+    def say_waiting(self, found: Mapping[JobId, Sequence[WaitingRow]]) -> None:
+        """Say what the batch waits for: models that no worker serves."""
+        said = [
+            f"{one.requests:,} requests wait. {why(one)}" for rows in found.values() for one in rows
+        ]
+        self._waiting.set_text(" ".join(said))
+        self._waiting.set_visibility(bool(said))
 
     def set(self, row: BatchRow, cost: float, eta_seconds: float | None) -> None:
         """Show these now; nothing is sent where nothing has changed."""

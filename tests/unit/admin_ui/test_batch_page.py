@@ -13,9 +13,10 @@ from tests.unit.admin_ui.conftest import Shown
 from batch_admin.live import RECENT_EVENTS
 from batch_admin.pages.batch import BatchPage
 from vllm_batch.aggregates.job import JobStatus
-from vllm_batch.events import Recorded
-from vllm_batch.ids import FileId, JobId, ProjectId
+from vllm_batch.events import Recorded, WorkerStarted
+from vllm_batch.ids import FileId, JobId, ProjectId, WorkerId
 from vllm_batch.projections.rows import BatchRow
+from vllm_batch.projections.waiting import WaitingRow
 
 JOB = JobId("batch_1")
 
@@ -32,6 +33,7 @@ async def _page(shown: Shown) -> BatchPage:
     await run_a_batch(shown.store, JOB)
     shown.reads.any_batch = AsyncMock(return_value=_row(JobStatus.RUNNING, 8))
     shown.reads.chunk_states = AsyncMock(return_value="cr")
+    shown.reads.waiting = AsyncMock(return_value={})
     shown.reads.batch_usage = AsyncMock(return_value=[])
     with shown.view._client:
         return BatchPage(shown.view, _row(JobStatus.RUNNING, 8), "lr")
@@ -79,6 +81,22 @@ async def test_two_looks_at_once_count_what_was_done_once(
     await asyncio.gather(page.refresh_slowly([]), page.refresh_slowly([]))
     (point,) = page._chart.options["series"][0]["data"]
     assert point[1] == 8
+
+
+async def test_a_batch_says_which_model_it_waits_for(shown: Shown) -> None:
+    page = await _page(shown)
+    waiting = WaitingRow(job_id=JOB, model="acme/large", requests=12, registered=False)
+    shown.reads.waiting.return_value = {JOB: [waiting]}
+    started = WorkerStarted(
+        worker_id=WorkerId("w"), name="w", host="h", pid=1, engine="e", version="1"
+    )
+    await page.refresh(await append(shown.store, started))
+    said = page._figures._waiting
+    assert said.visible
+    assert said.text.startswith("12 requests wait. No worker serves 'acme/large' now.")
+    shown.reads.any_batch.return_value = _row(JobStatus.COMPLETED, 20)
+    await page.refresh([])
+    assert not said.visible
 
 
 async def test_what_the_read_models_did_not_have_is_looked_at_again(

@@ -87,6 +87,8 @@ class BatchPage:
         else:
             self._recolour(mine)
         self.head.set(row)
+        waits = row.status is JobStatus.RUNNING
+        self._figures.say_waiting(await reads.waiting([self._job_id]) if waits else {})
         used = await reads.batch_usage([row.job_id])
         open_batch = self._view.live.batches.batches.get(row.job_id)
         eta = open_batch.eta_seconds(self._view.services.clock.now()) if open_batch else None
@@ -123,7 +125,8 @@ class BatchPage:
         self._show_outcome(row, causes, results)
 
     def _mine(self, events: list[Recorded]) -> list[Recorded]:
-        return [r for r in events if getattr(r.event, "job_id", None) == self._job_id]
+        """Return what is about the batch, or about no batch: workers and models it may need."""
+        return [r for r in events if getattr(r.event, "job_id", self._job_id) == self._job_id]
 
     def _show_outcome(
         self, row: BatchRow, causes: list[Cause], results: list[batch_results.Result]
@@ -190,7 +193,7 @@ async def build(view: View) -> None:
     page.head.say_whose_are_cloned(await new_batch.own_project(view.services))
     await page.refresh([])
     nouns = {"job", "chunk"}
-    view.refresh_on(nouns, page.refresh, reads=True)
+    view.refresh_on(nouns | {"worker", "model"}, page.refresh, reads=True)
     view.refresh_on(nouns, page.refresh_slowly, seconds=_SLOW_SECONDS, reads=True)
     view.keep(_first(view, page))
 

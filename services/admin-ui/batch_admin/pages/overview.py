@@ -85,14 +85,14 @@ class Overview:
         self._no_queue.set_visibility(not queues)
         self._workers.sync({one.name: one for one in found})
         self._no_workers.set_visibility(not found)
-        await self._ask(found)
+        await self._ask(found, queues)
 
     async def redraw(self, _: list[Recorded]) -> None:
         """Bring the chart up to date."""
         self._chart.options["series"] = _pace(self._view)["series"]
         self._chart.update()
 
-    async def _ask(self, found: list[WorkerNow]) -> None:
+    async def _ask(self, found: list[WorkerNow], queues: dict[str, Queue]) -> None:
         """Show what only the read models know."""
         live = self._view.live
         figures = await self._view.services.today.figures(live.position)
@@ -100,7 +100,7 @@ class Overview:
             self._cost.set("-", "Postgres is away")
         else:
             self._cost.set(f"{figures.cost:,.2f}", f"{show.number(figures.tokens)} tokens")
-        self._show_troubles(troubles(live, found, figures))
+        self._show_troubles(troubles(live, found, queues, figures))
 
     def _show_batches(self, now: datetime) -> None:
         running = self._view.live.batches.batches
