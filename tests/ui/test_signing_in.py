@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from tests.ui.conftest import PASSWORD, WAIT_MS, Ui
 from vllm_batch import admin_users
-from vllm_batch.events.admin import AdminActionTaken
+from vllm_batch.events.admin import AdminActionFailed, AdminActionTaken
 from vllm_batch.events.worker import WorkerRestartRequested
 from vllm_batch.messaging import subjects
 
@@ -77,7 +77,10 @@ def test_who_became_a_viewer_is_refused_by_the_server_though_the_button_is_there
     context.close()
     assert not [one for one in _events(ui, "worker") if isinstance(one, WorkerRestartRequested)]
     taken = [one for one in _events(ui, "admin") if isinstance(one, AdminActionTaken)]
-    assert {one.action for one in taken if one.name == "ines"} == {"sign in"}
+    refused = next(one for one in taken if one.action == "restart worker-2")
+    failed = [one for one in _events(ui, "admin") if isinstance(one, AdminActionFailed)]
+    reasons = {one.action_id: one.reason for one in failed}
+    assert reasons[refused.action_id] == "refused: that takes the role operator"
 
 
 def test_a_new_password_ends_the_sessions_of_the_old_one(ui: Ui) -> None:

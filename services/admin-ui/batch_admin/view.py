@@ -92,8 +92,9 @@ class View:
         self, action: str, target: str, deed: Callable[[], Awaitable[str]], role: Role
     ) -> bool:
         if not self.may(role):
-            _tell(f"You may not {action}: that takes the role {role}.", type="negative")
-            log.warning("refused", user=self.user.name, action=action, target=target)
+            why = f"that takes the role {role}" if self.may("viewer") else "you are signed out"
+            _tell(f"You may not {action}: {why}.", type="negative")
+            await self._record_refusal(action, target, f"refused: {why}")
             return False
         recorded: tuple[str, int] | None = None
         try:
@@ -108,6 +109,15 @@ class View:
                 await self._record_failure(recorded, _words(error))
             return False
         return True
+
+    async def _record_refusal(self, action: str, target: str, reason: str) -> None:
+        log.warning("refused", user=self.user.name, action=action, target=target)
+        try:
+            recorded = await audit.taken(self.services.store, self.user, action, target)
+        except BatchError as error:
+            log.warning("a refusal was not recorded", error=str(error))
+        else:
+            await self._record_failure(recorded, reason)
 
     async def _record_failure(self, action: tuple[str, int], reason: str) -> None:
         try:

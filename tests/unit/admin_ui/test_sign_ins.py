@@ -61,6 +61,8 @@ async def test_who_is_signed_out_does_nothing_more(
     await end(shown)
     assert not await shown.view.act("cancel a batch", "batch_1", deed)
     assert done == ["it"]
+    assert shown.said == ["You may not cancel a batch: you are signed out."]
+    assert ("cancel a batch", "refused: you are signed out") in await shown.audited()
     assert not shown.view.may("viewer")
 
 
