@@ -34,9 +34,10 @@ class Side:
     async def ask(self, prompt: str, system: str, parameters: dict[str, Any]) -> None:
         """Send the chat with ``prompt`` at its end and show the answer as it comes."""
         model, self._stopped = self.model.value, False
-        self._messages.append({"role": "user", "content": prompt})
+        messages = self._messages  # of this chat: another one may begin meanwhile
+        messages.append({"role": "user", "content": prompt})
         first = [{"role": "system", "content": system}] if system else []
-        body = {"model": model, "messages": [*first, *self._messages], **parameters}
+        body = {"model": model, "messages": [*first, *messages], **parameters}
         if self._nothing is not None:
             self._nothing.delete()
             self._nothing = None
@@ -46,14 +47,16 @@ class Side:
             figures = ui.label().classes("dim").style("font-size:.8rem")
 
         async def deed() -> str:
-            await self._stream(body, text, figures)
+            answer = await self._stream(body, text, figures)
+            messages.append({"role": "assistant", "content": answer})
             return ""
 
         if not await self._view.act("chat with a model", model, deed):
-            self._messages.pop()
+            messages.pop()
             text.set_text("No answer.")
 
-    async def _stream(self, body: dict[str, Any], text: ui.label, figures: ui.label) -> None:
+    async def _stream(self, body: dict[str, Any], text: ui.label, figures: ui.label) -> str:
+        """Show an answer as it comes, and return it."""
         now = self._view.services.clock.monotonic
         started = shown = now()
         first: float | None = None
@@ -69,21 +72,22 @@ class Side:
                 if self._stopped:
                     break
         text.set_text(answer or "(nothing)")
-        self._messages.append({"role": "assistant", "content": answer})
         took = now() - started
         rate = f" · {show.number(tokens / took)} tokens/s" if tokens and took else ""
         figures.set_text(
             f"first piece after {(first or now()) - started:.2f} s · {took:.2f} s"
             f" · {tokens:,} tokens{rate}" + (" · stopped" if self._stopped else "")
         )
+        return answer
 
     def stop(self) -> None:
         """Take no more of the answer."""
         self._stopped = True
 
     def clear(self) -> None:
-        """Begin a new chat."""
-        self._messages.clear()
+        """Begin a new chat; an answer that still comes belongs to none any more."""
+        self.stop()
+        self._messages = []
         self._said.clear()
         self._show_nothing()
 

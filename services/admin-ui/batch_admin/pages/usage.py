@@ -31,6 +31,7 @@ class UsagePage:
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self._asked = 0
         self._rows: list[UsageRow] = []
         self._prices: defaultdict[str, Price] = defaultdict(Price)
         self._models: list[str] = []
@@ -69,9 +70,11 @@ class UsagePage:
             self._problem.set_text(str(error))
             return
         self._problem.set_text("")
+        self._asked += 1
+        mine = self._asked
         rows = await self._view.services.reads.usage(since, until)
-        if rows == self._rows and self._models:
-            return
+        if mine != self._asked or (rows == self._rows and self._models):
+            return  # other days are wanted by now, or nothing has changed
         self._rows = rows
         self._chart.options.clear()
         self._chart.options.update(_bars(usage_report.add_up(rows, ["day", "model"])))
@@ -82,10 +85,13 @@ class UsagePage:
 
     def _day(self, label: str, start: date) -> ui.input:
         return (
-            ui.input(label, value=start.isoformat(), on_change=self.load)
+            ui.input(label, value=start.isoformat(), on_change=self._again)
             .props("type=date stack-label dense outlined")
             .classes("w-44")
         )
+
+    async def _again(self) -> None:
+        await self._view.patiently(self.load)
 
     def _chosen(self) -> list[Group]:
         return [group for group in GROUPS if group in (self._groups.value or [])]
