@@ -76,6 +76,7 @@ class BatchFigures:
             for error in errors:
                 where = f"line {error.line}: " if error.line else ""
                 ui.label(f"{where}{error.message} ({error.code})").style("color:var(--bad)")
+            show.rest(len(errors), len(row.errors or []))
 
 
 def _without_total(row: BatchRow) -> str:

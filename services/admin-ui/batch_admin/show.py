@@ -74,6 +74,12 @@ def moment(seconds: int | None) -> None:
         LocalTime(datetime.fromtimestamp(seconds, UTC))
 
 
+def rest(shown: int, total: int) -> None:
+    """Say how many of a list are not shown, where it does not end here."""
+    if total > shown:
+        ui.label(f"and {total - shown:,} more").classes("dim")
+
+
 class State:
     """A state with its colour, and never by colour alone."""
 

@@ -51,11 +51,15 @@ class TrainingPanel:
                 'None yet. One begins after enough annotations are validated, or with "Train now".'
             ).classes("dim")
             self._runs: Boxes[str, RunLine] = Boxes(ui.column().classes("w-full gap-2"), self._show)
+            self._more = ui.label().classes("dim")
             self._curve = show.chart(_curve([]), "loss over the steps of a training run")
 
     async def refresh(self) -> None:
         """Show the runs as they are; the curve is that of the newest until another is chosen."""
-        runs = self._view.live.runs.of_project(self._project)[::-1][:RUNS_SHOWN]
+        every = self._view.live.runs.of_project(self._project)
+        runs = every[::-1][:RUNS_SHOWN]
+        self._more.set_text(f"and {len(every) - len(runs):,} older ones")
+        self._more.set_visibility(len(every) > len(runs))
         self._by_id = {run.run_id: run for run in runs}
         self._runs.sync(
             {

@@ -6,14 +6,19 @@ import asyncio
 from collections.abc import AsyncIterator
 from unittest.mock import AsyncMock
 
+import msgspec
 import pytest
+from nicegui import ui
+from nicegui.element import Element
 from tests.facts import append, leased, planned, run_a_batch, submitted
 from tests.unit.admin_ui.conftest import Shown
 
+from batch_admin.batch_figures import ERRORS_SHOWN
+from batch_admin.batch_results import Cause
 from batch_admin.live import RECENT_EVENTS
 from batch_admin.pages.batch import BatchPage
 from vllm_batch.aggregates.job import JobStatus
-from vllm_batch.events import Recorded, WorkerStarted
+from vllm_batch.events import LineError, Recorded, WorkerStarted
 from vllm_batch.ids import FileId, JobId, ProjectId, WorkerId
 from vllm_batch.projections.rows import BatchRow
 from vllm_batch.projections.waiting import WaitingRow
@@ -81,6 +86,26 @@ async def test_two_looks_at_once_count_what_was_done_once(
     await asyncio.gather(page.refresh_slowly([]), page.refresh_slowly([]))
     (point,) = page._chart.options["series"][0]["data"]
     assert point[1] == 8
+
+
+def _texts(box: Element) -> list[str]:
+    return [one.text for one in box.descendants() if isinstance(one, ui.label)]
+
+
+async def test_what_is_not_all_says_so(shown: Shown) -> None:
+    page = await _page(shown)
+    row = msgspec.structs.replace(
+        _row(JobStatus.FAILED, 0),
+        failed=30_000,
+        errors=[LineError("invalid", "no JSON", line=n) for n in range(ERRORS_SHOWN + 7)],
+    )
+    with shown.view._client:
+        page._figures.set(row, 0.0, None)
+        page._show_outcome(row, [Cause("timeout", 20_000)], [])
+    assert _texts(page._figures._errors)[-1] == "and 7 more"
+    assert _texts(page._errors)[0] == "Of 20,000 of the 30,000 requests that failed."
+    page._show_outcome(row, [Cause("timeout", 30_000)], [])
+    assert _texts(page._errors) == []
 
 
 async def test_a_batch_says_which_model_it_waits_for(shown: Shown) -> None:

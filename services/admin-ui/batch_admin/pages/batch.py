@@ -132,7 +132,7 @@ class BatchPage:
         self, row: BatchRow, causes: list[Cause], results: list[batch_results.Result]
     ) -> None:
         """Draw errors and results, each only if it has changed: somebody may be reading."""
-        counts = [(cause.code, cause.count) for cause in causes]
+        counts = [(cause.code, cause.count) for cause in causes] + [("of all", row.failed)]
         if self._shown[0] != (row.status, counts):
             opened = {e.text for e in self._errors if isinstance(e, ui.expansion) and e.value}
             self._errors.clear()
@@ -304,6 +304,9 @@ def _said(recorded: Recorded) -> str:
 def _show_causes(row: BatchRow, causes: list[Cause], opened: set[str]) -> None:
     if not causes:
         ui.label("Nothing failed." if row.total else "Nothing has run.").classes("dim")
+    looked_at = sum(cause.count for cause in causes)
+    if causes and looked_at < row.failed:
+        ui.label(f"Of {looked_at:,} of the {row.failed:,} requests that failed.").classes("dim")
     for cause in causes:
         title = f"{cause.code}: {cause.count:,}"
         with ui.expansion(title, value=cause.code in opened).classes("w-full"):

@@ -8,6 +8,7 @@ from nicegui import events, ui
 
 from batch_admin import time_travel
 from batch_admin.data_table import DataTable, column
+from batch_admin.live import RECENT_EVENTS
 from batch_admin.shell import Page, heading, section
 from batch_admin.time_travel import as_json
 from batch_admin.view import View
@@ -43,6 +44,9 @@ class Tail:
                 .classes("w-72")
             )
             self._paused = ui.switch("Pause")
+        ui.label(
+            f"The newest {ROWS_MAX:,} that are like this, of the last {RECENT_EVENTS:,} events."
+        ).classes("dim")
         self._table = DataTable(
             _COLUMNS, label="Events", empty="Nothing like this is among the newest events."
         )

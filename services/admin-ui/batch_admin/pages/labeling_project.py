@@ -61,6 +61,7 @@ class ProjectPage:
         self._flagged.clear()
         with self._flagged:
             _show_flagged(flagged)
+            show.rest(len(flagged), found[self._project].flagged)
         await self._accuracy.refresh()
         self._tiles.clear()
         with self._tiles:

@@ -66,7 +66,7 @@ class Webhooks:
                     self._button("Enable", lambda: self._post(endpoint, "enable", "is active"))
                 self._button("Delete", lambda: self._delete(endpoint))
             with ui.expansion(
-                f"Deliveries: {len(deliveries)}",
+                _counted(deliveries),
                 value=endpoint["id"] in self._opened,
                 on_value_change=lambda event: self._note_opened(endpoint["id"], opened=event.value),
             ).classes("w-full"):
@@ -144,3 +144,8 @@ class Webhooks:
         effect = "What was still to be delivered to it is not delivered."
         if await dialogs.confirmed(f"Delete {endpoint['name']}?", effect, do="Delete"):
             await self._view.act("delete a webhook", endpoint["id"], deed, role="admin")
+
+
+def _counted(deliveries: list[dict[str, Any]]) -> str:
+    newest = "the newest " if len(deliveries) == DELIVERIES_SHOWN else ""
+    return f"Deliveries: {newest}{len(deliveries)}"
