@@ -10,7 +10,10 @@ class ModelSettings(BaseModel):
 
     # Gateway: orchestrator
     model_residency_seconds_min: float = Field(
-        300.0, ge=0, description="a model that has work keeps its worker at least this long"
+        300.0,
+        ge=0,
+        description="a model that has work keeps its worker at least this long, one that had "
+        "online requests so long after the last",
     )
     model_deadline_margin_seconds: float = Field(
         3600.0, ge=0, description="a batch whose window closes within this (or within half of its "

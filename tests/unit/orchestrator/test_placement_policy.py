@@ -125,6 +125,24 @@ def test_a_model_that_was_registered_anew_is_ordered_anew() -> None:
     assert moves([worker("w", "a", stale=True)], {}) == {"w": "a"}
 
 
+def test_online_requests_keep_their_model_until_others_are_urgent_or_somebody_asks() -> None:
+    old = worker("w1", "a", resident_seconds=1000, online=True)
+    assert moves([old], {"b": Demand(ready=9, priority=1, deadline=1)}) == {}
+    assert moves([replace(old, online=False)], {"b": Demand(ready=1)}) == {"w1": "b"}
+    assert moves([old], {"b": Demand(ready=1, urgent=True)}) == {"w1": "b"}
+    assert moves([old], {"b": Demand(wanted=True)}) == {"w1": "b"}
+    assert moves([old], {"b": Demand(wanted_on=frozenset({"w1"}))}) == {"w1": "b"}
+
+
+def test_a_worker_without_online_requests_goes_first() -> None:
+    busy = worker("w1", "a", resident_seconds=1000, online=True)
+    idle = worker("w2", "c", resident_seconds=10)
+    for need in (Demand(ready=1), Demand(ready=1, urgent=True), Demand(wanted=True)):
+        assert moves([busy, idle], {"b": need}) == {"w2": "b"}
+    spare = replace(idle, base="a")
+    assert moves([busy, spare], {"b": Demand(ready=1)}) == {"w2": "b"}
+
+
 def test_what_was_registered_anew_and_could_not_be_loaded_is_not_ordered_over_and_over() -> None:
     kept = worker("w", "a", stale=True, failed=frozenset({"a"}))
     assert moves([kept], {}) == {}
@@ -151,6 +169,7 @@ WORKERS = st.lists(
         st.sampled_from(sorted(BASES)),
         resident_seconds=st.sampled_from([0.0, 99.0, 500.0]),
         busy=st.booleans(),
+        online=st.booleans(),
         failed=st.sets(st.sampled_from(sorted(MODELS)), max_size=2).map(frozenset),
     ),
     max_size=5,
@@ -171,6 +190,7 @@ def carried_out(workers: list[Worker], changes: list[Assignment]) -> list[Worker
             base=change.base,
             adapters=change.adapters,
             resident_seconds=0.0 if change.base != one.base else one.resident_seconds,
+            online=one.online and change.base == one.base,
         )
         for one in workers
     ]

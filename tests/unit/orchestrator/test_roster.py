@@ -105,3 +105,11 @@ async def test_an_owner_of_a_lease_that_never_announced_itself_is_watched_too(
     assert room.alive()
     room.advance(10.1)
     assert not room.alive()
+
+
+async def test_it_knows_when_a_worker_had_online_requests_last(room: Room) -> None:
+    assert room.roster.online_seconds_ago(W) == float("inf")
+    room.roster.hear(W, online_in_flight=2)
+    room.advance(3)
+    room.roster.hear(W)
+    assert room.roster.online_seconds_ago(W) == 3

@@ -100,6 +100,8 @@ class Placement:
         worker_id, now = view.worker_id, self._clock.monotonic()
         here = {name: registered[name] for name in view.models if name in registered}
         since = view.base_since or self._clock.now()
+        resident_seconds = (self._clock.now() - since).total_seconds()
+        online_ago = self._roster.online_seconds_ago(worker_id)
         retry_seconds = self._settings.model_retry_seconds
         worker = Worker(
             worker_id,
@@ -107,7 +109,8 @@ class Placement:
             view.base,
             adapters=frozenset(view.models - {view.base}),
             configured=view.configured,
-            resident_seconds=(self._clock.now() - since).total_seconds(),
+            resident_seconds=resident_seconds,
+            online=online_ago < min(resident_seconds, self._rules.residency_seconds),
             stale=any(worker_id not in model.ready_on for model in here.values()),
             failed=frozenset(
                 name

@@ -7,6 +7,7 @@ changes its base only for one that nobody serves, or of which much waits:
 - A base that has work keeps its worker for the residency, and beyond it until that work is done,
   unless other work has a higher priority or an earlier deadline: so no swap is made that waiting
   would save, and nobody waits for ever, as deadlines of what keeps coming lie later and later.
+- One that had online requests within the residency counts as one that has work: it has to finish.
 - One that has no work gives way at once; one of which all that is left runs already, when that is
   done.
 - A base that somebody asked for keeps its last worker. Only urgent work takes that: a batch whose
@@ -28,7 +29,8 @@ from vllm_batch.ids import WorkerId
 @dataclass(frozen=True, slots=True)
 class Worker:
     """A live worker that can swap. ``busy``: it is on its way to ``base``, None: nobody knows where
-    to. ``stale``: what it serves was registered anew. ``failed``: what it could not load lately."""
+    to. ``online``: it had online requests for its base or an adapter lately.
+    ``stale``: what it serves was registered anew. ``failed``: what it could not load lately."""
 
     worker_id: WorkerId
     name: str
@@ -37,6 +39,7 @@ class Worker:
     configured: str | None = None
     resident_seconds: float = 0.0
     busy: bool = False
+    online: bool = False
     stale: bool = False
     failed: frozenset[str] = frozenset()
 
@@ -210,19 +213,22 @@ class _Plan:
         base = self.base_of[worker.worker_id]
         now = self.needs.get(base, _NOTHING) if base is not None else _NOTHING
         last = base is not None and len(self._holders(base)) == 1
+        working = now.work > 0 or worker.online
         if need.urgent and not now.urgent:
-            return _cost_of(now, last=last) + (_ASKED_FOR if self._is_pinned(worker, now) else 0)
+            pinned = _ASKED_FOR if self._is_pinned(worker, now) else 0
+            return _cost_of(now, last=last, working=working) + pinned
         if self._is_pinned(worker, now) or (now.wanted and last):
             return None
-        if now.work == 0:
-            return _FREE
+        asked = need.wanted or bool(need.wanted_on)
+        if now.work == 0 and (asked or not working):
+            return _cost_of(now, last=False, working=working)
         others = len(self._holders(base)) - 1 if base is not None else 0
         if now.urgent and not need.urgent and now.ready >= self.rules.spread_chunks * others:
             return None  # it would ask for another worker at once
         rested = worker.resident_seconds >= self.rules.residency_seconds
         if not rested or (last and (now.ready == 0 or not _goes_before(need, now))):
             return None
-        return _cost_of(now, last=last)
+        return _cost_of(now, last=last, working=working)
 
     @staticmethod
     def _is_pinned(worker: Worker, now: Demand) -> bool:
@@ -249,8 +255,8 @@ class _Plan:
 _FREE, _SPARE, _LAST, _ASKED_FOR = 0, 1, 2, 4
 
 
-def _cost_of(now: Demand, *, last: bool) -> int:
-    if now.work == 0 and not (now.wanted and last):
+def _cost_of(now: Demand, *, last: bool, working: bool) -> int:
+    if not working and not (now.wanted and last):
         return _FREE
     return (_LAST if last else _SPARE) + (_ASKED_FOR if now.wanted and last else 0)
 

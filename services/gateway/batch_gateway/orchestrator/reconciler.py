@@ -9,8 +9,10 @@ next append: that is the fencing.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
+import msgspec
 import nats.errors
 import structlog
 from nats.aio.client import Client
@@ -27,6 +29,13 @@ from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+
+class _Load(msgspec.Struct):
+    """What counts here of a `Heartbeat`."""
+
+    online_in_flight: int = 0
+
 
 _ROUND_TRIP_SECONDS = 1
 
@@ -68,7 +77,10 @@ class Reconciler:
                 await subscription.unsubscribe()
 
     async def _hear(self, message: Msg) -> None:
-        self._roster.hear(WorkerId(message.subject.rpartition(".")[2]))
+        online = 0
+        with contextlib.suppress(msgspec.DecodeError):  # of another release: it lives all the same
+            online = msgspec.json.decode(message.data, type=_Load).online_in_flight
+        self._roster.hear(WorkerId(message.subject.rpartition(".")[2]), online_in_flight=online)
 
     async def reconcile(self) -> None:
         """Record who is lost and release what they held."""

@@ -1,4 +1,4 @@
-"""Which workers are alive, by their heartbeats and our own monotonic clock.
+"""Which workers are alive, and have online requests, by heartbeats and our own monotonic clock.
 
 Silence only counts while we could have heard: after a start, a reconnect or a pause of our own,
 every worker gets a full ``lease_seconds`` again.
@@ -13,7 +13,7 @@ from vllm_batch.ids import WorkerId
 
 
 class Roster:
-    """Liveness of the board's workers."""
+    """Liveness of the board's workers, and when each had online requests last."""
 
     def __init__(
         self, board: Board, *, lease_seconds: float, monotonic: Callable[[], float]
@@ -23,11 +23,18 @@ class Roster:
         self._monotonic = monotonic
         self._heard: dict[WorkerId, float] = {}
         self._ended: dict[WorkerId, int] = {}
+        self._online: dict[WorkerId, float] = {}
 
-    def hear(self, worker_id: WorkerId) -> None:
+    def hear(self, worker_id: WorkerId, *, online_in_flight: int = 0) -> None:
         """A heartbeat came."""
         if worker_id in self._board.workers:
             self._heard[worker_id] = self._monotonic()
+            if online_in_flight:
+                self._online[worker_id] = self._monotonic()
+
+    def online_seconds_ago(self, worker_id: WorkerId) -> float:
+        """Return how long ago a heartbeat said that it has online requests; infinite: never."""
+        return self._monotonic() - self._online.get(worker_id, float("-inf"))
 
     def start_anew(self) -> None:
         """Give everybody a full lease from now: we could not hear them."""
@@ -44,6 +51,8 @@ class Roster:
         workers = self._board.workers
         for worker_id in self._heard.keys() - workers.keys():
             del self._heard[worker_id]
+        for worker_id in self._online.keys() - workers.keys():
+            del self._online[worker_id]
         for worker_id in self._ended.keys() - workers.keys():
             del self._ended[worker_id]
         for worker_id, view in workers.items():
