@@ -143,6 +143,13 @@ def test_a_worker_without_online_requests_goes_first() -> None:
     assert moves([busy, spare], {"b": Demand(ready=1)}) == {"w2": "b"}
 
 
+def test_one_who_helps_frees_the_one_that_was_named() -> None:
+    """All at once: what is decided is not decided again when it is carried out."""
+    workers = [worker("w0", "b", resident_seconds=500), *(worker(f"w{n}", "a") for n in (1, 2, 3))]
+    demands = {"a-tuned": Demand(wanted_on=frozenset({"w0"})), "b": Demand(ready=4)}
+    assert moves(workers, demands) == {"w0": "a", "w1": "b", "w2": "b"}
+
+
 def test_what_was_registered_anew_and_could_not_be_loaded_is_not_ordered_over_and_over() -> None:
     kept = worker("w", "a", stale=True, failed=frozenset({"a"}))
     assert moves([kept], {}) == {}

@@ -109,8 +109,11 @@ def decide(
 ) -> list[Assignment]:
     """Return what has to change now. ``registered``: each model's base, None for a base model."""
     plan = _Plan(workers, registered, demands, rules)
-    plan.serve_everything()
-    plan.spread()
+    moved = -1
+    while len(plan.moved) > moved:  # one who helps makes another one free for who is named
+        moved = len(plan.moved)
+        plan.serve_everything()
+        plan.spread()
     changed = []
     for worker in workers:
         base = plan.base_of[worker.worker_id]
