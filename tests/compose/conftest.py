@@ -28,29 +28,40 @@ def engine() -> Iterator[DockerEngine]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def built(engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> DockerEngine:
+    """The engine with our images, too.
+
+    They are built once: builds side by side leave twins of their first steps in the classic
+    builder's cache, among which a second build of the same finds the wrong ones.
+    """
+    Deployment(engine, tmp_path_factory.mktemp("built")).compose("build", "--quiet")
+    return engine
+
+
 @pytest.fixture(scope="module")
 def deployment(
-    engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory
+    built: DockerEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Deployment]:
     """The whole service, built and started as a user does it."""
-    made = Deployment(engine, tmp_path_factory.mktemp("deployment"))
+    made = Deployment(built, tmp_path_factory.mktemp("deployment"))
     with running(made):
         yield made
 
 
 @pytest.fixture(scope="module")
-def cluster(engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def cluster(built: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """The same with three NATS servers and two workers."""
-    made = Deployment(engine, tmp_path_factory.mktemp("cluster"), cluster=True)
+    made = Deployment(built, tmp_path_factory.mktemp("cluster"), cluster=True)
     with running(made):
         yield made
 
 
 @contextmanager
 def running(deployment: Deployment) -> Iterator[None]:
-    """Build, start and in the end remove it."""
+    """Start and in the end remove it."""
     try:
-        deployment.up("--build")
+        deployment.up()
         yield
     finally:
         deployment.compose("down", "--volumes", "--timeout", "1")

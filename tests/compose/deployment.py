@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
 SERVICES = ("api", "orchestrator", "watchdog", "labelstudio-bridge", "admin-ui", "cpu-worker")
 CLUSTER = "docker-compose.cluster.yml"
 CLUSTER_SERVICES = (*SERVICES, "orchestrator-2", "cpu-worker-2")
-COMMAND_SECONDS = 600.0
+COMMAND_SECONDS = 1800.0  # builds of all images on a busy machine
 CONDITION_SECONDS = 180.0
 
 
