@@ -3,7 +3,9 @@ phone, and is seen: pictures of each are in the folder ``screenshots``."""
 
 from __future__ import annotations
 
+import re
 import signal
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -64,13 +66,19 @@ def _see(page: Page, name: str, *, whole: bool = False) -> None:
     assert (SCREENSHOTS / name).stat().st_size > 10_000
 
 
-def _look_for_barriers(page: Page) -> None:
+def _look_for_barriers(page: Page, inside: str | None = None, **options: Any) -> None:
     grave = [
         (one["id"], [node["html"][:160] for node in one["nodes"]])
-        for one in Axe().run(page).response["violations"]
+        for one in Axe().run(page, context=inside, options=options or None).response["violations"]
         if one["impact"] in {"serious", "critical"}
     ]
     assert grave == []
+
+
+def _look_into_the_dialog(page: Page) -> None:
+    """What is behind it cannot be reached. axe takes the dimmed page for the background of a
+    dialog's buttons; their colours are those of buttons on pages."""
+    _look_for_barriers(page, ".q-dialog", rules={"color-contrast": {"enabled": False}})
 
 
 def test_a_page_comes_back_by_itself_after_a_restart_of_the_server(ui: Ui, viewer: Page) -> None:
@@ -127,6 +135,7 @@ def test_the_keyboard_is_enough(ui: Ui, operator: Page) -> None:
     operator.keyboard.press("Enter")
     dialog = operator.get_by_role("dialog")
     expect(dialog).to_be_visible()
+    _look_into_the_dialog(operator)
     operator.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
 
@@ -136,6 +145,32 @@ def test_the_keyboard_is_enough(ui: Ui, operator: Page) -> None:
     first.focus()
     operator.keyboard.press("Enter")
     expect(operator.locator(".json")).to_contain_text('"data": {')
+
+
+@pytest.mark.parametrize(
+    ("path", "button"),
+    [("/batches", "New batch"), ("/models", "Add model"), ("/settings", "New key")],
+)
+def test_a_dialog_is_accessible(admin: Page, path: str, button: str) -> None:
+    admin.goto(path)
+    admin.get_by_role("button", name=button).click()
+    expect(admin.get_by_role("dialog")).to_be_visible()
+    _look_into_the_dialog(admin)
+
+
+def test_the_tail_of_events_is_live_and_filtered(ui: Ui, viewer: Page) -> None:
+    viewer.goto("/events")
+    viewer.get_by_role("combobox", name="About").click()
+    viewer.get_by_role("option", name="file", exact=True).click()
+    kinds = viewer.locator("tbody tr td:nth-child(3)")
+    expect(kinds.filter(has_not_text=re.compile(r"^file\."))).to_have_count(0)
+    batch_id = ui.submit(ui.lines(1))
+    file_id = ui.client.batches.retrieve(batch_id).input_file_id
+    row = viewer.locator("tbody tr").filter(has_text=file_id)
+    expect(row.first).to_contain_text("file.uploaded")
+    viewer.get_by_label("Search type, id or content").fill(file_id.upper())
+    expect(kinds).to_have_count(1)
+    expect(kinds).to_have_text("file.uploaded")
 
 
 def test_pages_without_anything_say_what_to_do_next(ui: Ui, viewer: Page) -> None:

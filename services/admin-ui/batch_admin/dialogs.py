@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 from nicegui import ui
 
+from batch_admin import show
+
 
 async def confirmed(title: str, effect: str, *, do: str) -> bool:
     """Ask whether it shall be done; ``effect`` says what it means, ``do`` is on the button."""
-    with ui.context.client, ui.dialog() as dialog, ui.card():
+    with ui.context.client, show.named(ui.dialog(), title) as dialog, ui.card():
         _title(title)
         ui.label(effect).classes("dim")
         with ui.row().classes("w-full justify-end"):
@@ -35,7 +37,11 @@ def form(
         if await deed():
             dialog.close()
 
-    with ui.context.client, ui.dialog() as dialog, ui.card().classes("dialog"):
+    with (
+        ui.context.client,
+        show.named(ui.dialog(), title) as dialog,
+        ui.card().classes("dialog"),
+    ):
         _title(title)
         ui.label(explanation).classes("dim")
         yield
@@ -50,7 +56,7 @@ def show_secret(title: str, secret: str) -> None:
     """Show what is shown only once; the dialog stays until it is closed on purpose."""
     with (
         ui.context.client,
-        ui.dialog().props("persistent") as dialog,
+        show.named(ui.dialog().props("persistent"), title) as dialog,
         ui.card().classes("dialog"),
     ):
         _title(title)

@@ -12,6 +12,22 @@ from starlette.responses import Response
 
 _HEADERS = "files => [{name: 'X-File-Name', value: encodeURIComponent(files[0].name)}]"
 
+# Quasar's own, but for a button that has a name and none inside it.
+_HEADER = """
+<div class="row no-wrap items-center q-pa-sm">
+  <q-spinner v-if="props.isUploading" class="q-uploader__spinner" />
+  <div class="col">
+    <div class="q-uploader__title">Choose a file or drop one here</div>
+    <div class="q-uploader__subtitle">
+      {{ props.uploadSizeLabel }} / {{ props.uploadProgressLabel }}
+    </div>
+  </div>
+  <div style="display:none"><q-uploader-add-trigger /></div>
+  <q-btn v-if="props.canAddFiles" icon="add_box" flat dense aria-label="Choose a file"
+         @click="props.pickFiles" />
+</div>
+"""
+
 
 @dataclass(frozen=True)
 class RawFile:
@@ -21,18 +37,18 @@ class RawFile:
     pieces: AsyncIterator[bytes]
 
 
-def raw_upload(label: str, take: Callable[[RawFile], Awaitable[None]], *, bytes_max: int) -> None:
+def raw_upload(take: Callable[[RawFile], Awaitable[None]], *, bytes_max: int) -> None:
     """Show where a file is chosen or dropped; ``take`` reads it while it comes.
 
     NiceGUI's own way stores a file twice before anybody sees it.
     """
     area = ui.upload(
-        label=label,
         auto_upload=True,
         max_files=1,
         max_file_size=bytes_max,
         on_rejected=lambda: ui.notify("This file is too large.", type="negative"),
     ).props("send-raw accept=.jsonl flat bordered")
+    area.add_slot("header", _HEADER)
     area.classes("w-full").on(
         "failed", lambda: ui.notify("The upload broke off.", type="negative"), args=[]
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from nicegui import events, ui
 
-from batch_admin import new_batch
+from batch_admin import new_batch, show
 from batch_admin.data_table import ROWS_MAX, DataTable, column
 from batch_admin.raw_upload import RawFile, raw_upload
 from batch_admin.shell import Page, heading
@@ -123,7 +123,10 @@ async def build(view: View) -> None:
 
 async def _new(view: View) -> None:
     """Ask for a file and make a batch of it."""
-    with ui.dialog().props("persistent") as dialog, ui.card().classes("dialog"):
+    with (
+        show.named(ui.dialog().props("persistent"), "New batch") as dialog,
+        ui.card().classes("dialog"),
+    ):
         ui.label("New batch").classes("section-title").props("role=heading aria-level=2")
         ui.label("A JSONL file, one request a line, as for OpenAI's Batch API.").classes("dim")
         endpoint = ui.select(
@@ -145,11 +148,7 @@ async def _new(view: View) -> None:
             if await view.act("create a batch", file.name, deed):
                 dialog.close()
 
-        raw_upload(
-            "Choose a file or drop one here",
-            take,
-            bytes_max=view.services.settings.batch_file_bytes_max,
-        )
+        raw_upload(take, bytes_max=view.services.settings.batch_file_bytes_max)
         ui.button("Close", on_click=dialog.close).props("flat no-caps").classes("self-end")
     dialog.open()
 
