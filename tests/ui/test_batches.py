@@ -8,6 +8,7 @@ import re
 from playwright.sync_api import Page, expect
 
 from tests.ui.conftest import WAIT_MS, Ui
+from vllm_batch import api_keys
 
 
 def _upload(page: Page, content: bytes) -> None:
@@ -62,7 +63,9 @@ def test_a_file_that_is_refused_is_told_and_another_one_may_follow(ui: Ui, opera
     operator.goto("/batches")
     operator.get_by_role("button", name="New batch").click()
     files = operator.locator("input[type=file]")
-    files.set_input_files({"name": 'ä "1".jsonl', "mimeType": "application/jsonl", "buffer": b""})
+    with operator.expect_file_chooser() as chooser:
+        operator.get_by_role("button", name="Choose a file").click()
+    chooser.value.set_files({"name": 'ä "1".jsonl', "mimeType": "application/jsonl", "buffer": b""})
     refusal = operator.get_by_text("Could not create a batch: ")
     expect(refusal).to_be_visible(timeout=WAIT_MS)
     content = ui.lines(2)
@@ -91,6 +94,16 @@ def test_failed_requests_are_grouped_with_examples(ui: Ui, operator: Page) -> No
 def test_a_running_batch_is_cancelled(ui: Ui, operator: Page) -> None:
     slow = [{"role": "user", "content": "[[sim:sleep=5]]"}]
     _upload(operator, ui.lines(3000, messages=slow))
+    batch_id = operator.url.rpartition("/")[2]
+    expect(operator.get_by_text("The newest ones")).to_be_visible()  # it still runs
+    expect(operator.locator(".result").first).to_contain_text("request-")
+    overview = operator.context.new_page()
+    overview.goto("/")
+    running = overview.get_by_role("link", name=batch_id).locator("xpath=..")
+    expect(running).to_contain_text(re.compile(r"\d+ of 3,000 · .+ left"), timeout=WAIT_MS)
+    expect(overview.get_by_text(re.compile(r"requests · chunks: [\d,]+ ready"))).to_be_visible()
+    expect(overview.locator(".tile").filter(has_text="Queue")).to_contain_text(re.compile("[1-9]"))
+    overview.close()
     operator.get_by_role("button", name="Cancel").click()
     operator.get_by_role("dialog").get_by_role("button", name="Cancel the batch").click()
     expect(operator.locator(".state")).to_have_text("cancelled", timeout=WAIT_MS)
@@ -116,6 +129,34 @@ def test_the_server_finds_and_sorts(ui: Ui, viewer: Page) -> None:
     viewer.get_by_role("option", name="failed").click()
     expect(viewer.locator("tbody .state:not(.bad)")).to_have_count(0, timeout=WAIT_MS)
     expect(viewer.locator("tbody .state.bad").first).to_have_text("failed")
+
+
+def test_the_server_pages_and_filters_by_project(ui: Ui, operator: Page) -> None:
+    for _ in range(11):
+        ui.submit(ui.lines(1))
+    _, secret = ui.in_store(
+        lambda store: api_keys.create(
+            store, project="elsewhere", name="elsewhere", scopes=["read", "batch"]
+        )
+    )
+    theirs = ui.submit_as(secret, ui.lines(1))
+    operator.goto("/batches")
+    rows = operator.locator("tbody tr")
+    operator.get_by_label("Rows").select_option("10")
+    expect(rows).to_have_count(10)
+    places = operator.locator(".table-foot").get_by_role("status")
+    expect(places).to_have_text(re.compile(r"^1\W10 of"))
+    newest = rows.first.get_by_role("link").inner_text()
+    operator.get_by_role("button", name="Next page").click()
+    expect(places).to_have_text(re.compile(r"^11\W"))
+    expect(operator.get_by_role("link", name=newest)).to_have_count(0)
+
+    operator.goto("/batches")
+    operator.get_by_role("combobox", name="Project").click()
+    operator.get_by_role("option", name="elsewhere").click()
+    expect(rows).to_have_count(1)
+    operator.get_by_role("link", name=theirs).click()
+    expect(operator.get_by_role("button", name="Clone")).to_be_disabled()
 
 
 def test_a_batch_is_looked_at_as_of_any_event(ui: Ui, viewer: Page) -> None:

@@ -42,10 +42,18 @@ def test_a_key_is_made_shown_once_and_revoked(ui: Ui, admin: Page) -> None:
     expect(row).to_contain_text("active", timeout=WAIT_MS)
     assert secret not in admin.content()
     _wait_status(ui, secret, 200)
+    admin.get_by_role("button", name="Rotate robot").click()
+    admin.get_by_role("dialog").get_by_role("button", name="Rotate").click()
+    rotated = admin.get_by_label("Secret").input_value()
+    assert rotated != secret
+    admin.get_by_role("button", name="Done").click()
+    for one in (rotated, secret):  # the old one has its time
+        _wait_status(ui, one, 200)
     admin.get_by_role("button", name="Revoke robot").click()
     admin.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked", timeout=WAIT_MS)
-    _wait_status(ui, secret, 401)
+    for one in (rotated, secret):
+        _wait_status(ui, one, 401)
 
 
 def test_a_project_gets_limits(ui: Ui, admin: Page) -> None:

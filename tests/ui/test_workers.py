@@ -28,6 +28,18 @@ from vllm_batch.messaging import subjects
 
 LINES = 100_000
 FROZEN_SECONDS = 10.0
+SEEN_SECONDS = 20.0
+"""How long after it is recorded a page may take to show something, on a busy machine."""
+_LONGEST_FRAME = """
+    window.longest = 0;
+    let last = performance.now();
+    requestAnimationFrame(function draw() {
+        const now = performance.now();
+        window.longest = Math.max(window.longest, now - last);
+        last = now;
+        requestAnimationFrame(draw);
+    });
+"""
 STORED_SECONDS = 120.0
 
 
@@ -38,9 +50,11 @@ def test_a_killed_worker_is_seen_within_seconds(ui: Ui, viewer: Page) -> None:
     assert before is not None
     expect(card.get_by_text(f"process {before}")).to_be_visible()
     ui.stack.service("worker-2").kill(signal.SIGKILL)
-    killed_at = time.monotonic()
     expect(card.get_by_text(f"process {before}")).to_have_count(0)
-    print(f"its successor was seen {time.monotonic() - killed_at:.1f} s after the death")
+    seen_at = datetime.now(UTC)
+    successor = ui.in_store(fleet.load).names["worker-2"].newest
+    assert successor.pid != before
+    assert (seen_at - successor.started_at).total_seconds() < SEEN_SECONDS
     expect(card.locator(".state")).to_have_text("ready", timeout=WAIT_MS)
 
 
@@ -188,6 +202,16 @@ def _say(ui: Ui, messages: list[str], level: Level = "info") -> None:
     ui.in_store(publish)
 
 
+_COUNTED = """level => {
+    const said = [...document.querySelectorAll('.log-count')].map(one => one.textContent);
+    return Number(said.find(one => one.endsWith(` ${level}s`)).replace(/\\D/g, ""));
+}"""
+
+
+def _counted(page: Page, level: Level) -> int:
+    return int(page.evaluate(_COUNTED, level))
+
+
 def test_logs_are_followed_searched_and_never_html(ui: Ui, viewer: Page) -> None:
     viewer.goto("/admin/worker-logs")
     expect(viewer.locator(".log-row").first).to_be_visible()
@@ -199,6 +223,10 @@ def test_logs_are_followed_searched_and_never_html(ui: Ui, viewer: Page) -> None
     viewer.get_by_label("Search the lines").fill("onerror=alert")
     expect(viewer.locator(".log-row")).to_have_count(1)
     viewer.get_by_label("Search the lines").fill("")
+    for level in ("error", "warning"):
+        before = _counted(viewer, level)
+        _say(ui, [f"a {level}", f"another {level}"], level)
+        viewer.wait_for_function(f"({_COUNTED})('{level}') >= {before + 2}", timeout=WAIT_MS)
     viewer.get_by_label("Lowest level").select_option("error")
     expect(viewer.locator(".log-row.info")).to_have_count(0)
 
@@ -222,16 +250,13 @@ def test_logs_are_followed_over_a_restart_and_keep_what_was_before(ui: Ui, viewe
 
 def test_a_hundred_thousand_lines_do_not_freeze_the_page(ui: Ui, viewer: Page) -> None:
     _say(ui, [f"line {number} of many" for number in range(LINES)])
+    viewer.add_init_script(_LONGEST_FRAME)
     viewer.goto("/admin/worker-logs?worker=worker-1")
     newest = viewer.locator(".log-row").filter(has_text=f"line {LINES - 1} of")
     expect(newest).to_have_count(1, timeout=120_000)
     assert viewer.locator(".log-box").evaluate("box => box.scrollHeight") > 19 * LINES
     assert viewer.locator(".log-row").count() < 200
-    # How long the page does not answer while it searches all of them: frames are drawn meanwhile.
     viewer.get_by_label("Search the lines").fill(f"line {LINES - 4321} of")
     expect(viewer.locator(".log-row")).to_have_count(1)
-    seconds = viewer.evaluate(
-        "new Promise(resolve => { const start = performance.now();"
-        " requestAnimationFrame(() => resolve((performance.now() - start) / 1000)); })"
-    )
-    assert seconds < FROZEN_SECONDS
+    longest = viewer.evaluate("window.longest")  # while it loaded, followed and searched them all
+    assert 0 < longest < 1000 * FROZEN_SECONDS
