@@ -77,7 +77,7 @@ def test_a_model_is_weighed_added_named_priced_and_loaded(
     operator.get_by_role("dialog").get_by_role("button", name="Load").click()
     expect(card.locator(".state")).to_have_text("ready", timeout=WAIT_MS)
     ui.in_store(  # also by one of them, by name
-        lambda store: model_orders.load(store, "acme/small", worker="worker-1", requested_by="test")
+        lambda store: model_orders.load(store, SMALL, worker="worker-1", requested_by="test")
     )
     expect(card.get_by_text("on worker-1")).to_be_visible()
     card.get_by_role("button", name="Unload").click()
