@@ -149,7 +149,7 @@ class ModelSet:
         try:
             local = await self._local(base)
         except (BlobError, EngineFailed) as error:
-            await self._swap_failed(base.name, error)
+            await self._swap_failed(base, error)
             return
         await self._serving.close()
         for name in tuple(self._names):
@@ -159,7 +159,7 @@ class ModelSet:
         try:
             await self._monitor.swap(Chosen(local, lora))
         except EngineFailed as error:
-            await self._swap_failed(base.name, error)
+            await self._swap_failed(base, error)
         else:
             self._base, self._adapters, self._names = base, {}, [base.name]
             self._outdated = None
@@ -167,10 +167,10 @@ class ModelSet:
         await self._report_all_ready(self._monotonic() - began)
         await self._serving.open(self._names)
 
-    async def _swap_failed(self, name: str, error: Exception) -> None:
-        if name in self._names:
-            self._outdated = name
-        await self._report_failed(name, str(error))
+    async def _swap_failed(self, base: ModelSpec, error: Exception) -> None:
+        if base.name in self._names:
+            self._outdated = base.name
+        await self._report_failed(base.name, str(error), base)
 
     async def _add(self, spec: ModelSpec) -> None:
         await self._report(ModelLoading, spec.name)
@@ -178,7 +178,7 @@ class ModelSet:
         try:
             await self._load(await self._local(spec))
         except (BlobError, EngineFailed) as error:
-            await self._report_failed(spec.name, str(error))
+            await self._report_failed(spec.name, str(error), spec)
             return
         self._adapters[spec.name] = spec
         self._names.append(spec.name)
@@ -241,17 +241,26 @@ class ModelSet:
                 await self._report_ready(name, load_seconds)
 
     async def _report_ready(self, name: str, load_seconds: float = 0.0) -> None:
-        await self._report(ModelReady, name, load_seconds=round(load_seconds, 3))
+        seconds = round(load_seconds, 3)
+        await self._report(ModelReady, name, self._told_of(name), load_seconds=seconds)
 
-    async def _report_failed(self, name: str, reason: str) -> None:
+    async def _report_failed(self, name: str, reason: str, spec: ModelSpec | None = None) -> None:
         log.error("a model cannot be loaded", model=name, reason=reason)
-        await self._report(ModelFailed, name, reason=reason[-REASON_CHARACTERS_MAX:])
+        await self._report(ModelFailed, name, spec, reason=reason[-REASON_CHARACTERS_MAX:])
 
     async def _report_unloaded(self, name: str, reason: UnloadReason) -> None:
         await self._report(ModelUnloaded, name, reason=reason)
 
-    async def _report(self, kind: type[Report], name: str, **fields: Any) -> None:
-        """Record it if the model is registered; try until the log answers."""
+    def _told_of(self, name: str) -> ModelSpec | None:
+        """Return what is served under ``name``, if somebody told this worker what that is."""
+        if self._base is not None and name == self._base.name:
+            return self._base if self._base != self._configured else None
+        return self._adapters.get(name)
+
+    async def _report(
+        self, kind: type[Report], name: str, made_of: ModelSpec | None = None, **fields: Any
+    ) -> None:
+        """Record it if the model is registered, as it is made; try until the log answers."""
         said = kind(
             model_key=ids.model_key(name),
             worker_id=self._worker_id,
@@ -260,7 +269,7 @@ class ModelSet:
         )
         while True:
             try:
-                await model_reports.report(self._store, said)
+                await model_reports.report(self._store, said, made_of=made_of)
             except EventStoreError as error:
                 log.warning("not reported yet", type=kind.TYPE, model=name, error=str(error))
             else:

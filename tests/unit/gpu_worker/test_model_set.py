@@ -179,3 +179,17 @@ async def test_an_adapter_that_the_engine_lost_is_withdrawn_at_once_and_reported
     assert bench.doors.models == ["home", "tuned"], "told again, it is tried again"
     assert await bench.loads() == loads + 1
     running.cancel()
+
+
+@pytest.mark.parametrize("source", ["good", BROKEN])
+async def test_what_was_registered_anew_while_it_was_loaded_is_neither_ready_nor_failed(
+    bench: Bench, source: str
+) -> None:
+    """What a worker says is of what it was told to load, not of what the name means by then."""
+    before = await bench.register("m", source)
+    now = await bench.register("m", "better")
+    await bench.tell(before)
+    model = await bench.model("m")
+    assert (model.ready_on, model.failed) == (frozenset(), {})
+    await bench.tell(now)
+    assert (await bench.model("m")).ready_on == {ME}
