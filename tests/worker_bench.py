@@ -6,15 +6,18 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shlex
 import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from batch_gpu_worker.agent import Agent, StopSignal, new_worker_id
 from batch_gpu_worker.engines import open_engine
@@ -37,6 +40,7 @@ from vllm_batch.segments import decode_segment
 from vllm_batch.settings import Settings
 
 CHAT = "/v1/chat/completions"
+STAND_IN = Path(__file__).with_name("stand_in_vllm.py")
 
 
 def chat(prompt: str, **fields: Any) -> dict[str, Any]:
@@ -62,6 +66,17 @@ async def until(
             if met if isinstance(met, bool) else await met:
                 return
             await asyncio.sleep(0.01)
+
+
+def stand_in_python(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an ``engine_python`` that runs the stand-in for vLLM, restarted at once."""
+    monkeypatch.setattr("batch_gpu_worker.engines.vllm.RESTART_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("batch_gpu_worker.engines.vllm.STOP_GRACE_SECONDS", 1.0)
+    monkeypatch.setattr("batch_gpu_worker.engines.vllm.HEALTH_PAUSE_SECONDS", 0.02)
+    python = folder / "engine python"
+    python.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} "{STAND_IN}" "$@"\n')
+    python.chmod(0o755)
+    return python
 
 
 @dataclass

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 from tests.facts import append
-from tests.worker_bench import WorkerBench, chat, line_of, running_agent, until
+from tests.worker_bench import WorkerBench, chat, line_of, running_agent, stand_in_python, until
 
 from vllm_batch import ids
 from vllm_batch.aggregates.chunk import ChunkStatus
@@ -21,18 +19,12 @@ from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 from vllm_batch.worker_control import ModelSpec, Serve
 
-STAND_IN = Path(__file__).parents[1] / "stand_in_vllm.py"
 BASE = "simulated-model"
 
 
 @pytest.fixture
 def vllm_settings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.RESTART_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.STOP_GRACE_SECONDS", 1.0)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.HEALTH_PAUSE_SECONDS", 0.02)
-    python = tmp_path / "engine-python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} "{STAND_IN}" "$@"\n')
-    python.chmod(0o755)
+    python = stand_in_python(tmp_path, monkeypatch)
     own = {"engine": "vllm", "model": f"org/{BASE}", "engine_python": python, "lora": True}
     return Settings(**(settings.model_dump(exclude_defaults=True) | own))
 

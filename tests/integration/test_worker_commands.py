@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from tests.worker_bench import (
     chat,
     line_of,
     running_agent,
+    stand_in_python,
     until,
     worker_process,
 )
@@ -56,7 +56,6 @@ from vllm_batch.worker_control import (
     send,
 )
 
-STAND_IN = Path(__file__).parents[1] / "stand_in_vllm.py"
 WHO = "ada@gpu-7"
 
 
@@ -71,12 +70,7 @@ def changed(settings: Settings, **changes: Any) -> Settings:
 
 @pytest.fixture
 def vllm_settings(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.RESTART_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.STOP_GRACE_SECONDS", 1.0)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.HEALTH_PAUSE_SECONDS", 0.02)
-    python = tmp_path / "engine-python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} "{STAND_IN}" "$@"\n')
-    python.chmod(0o755)
+    python = stand_in_python(tmp_path, monkeypatch)
     return changed(
         settings, engine="vllm", model="org/simulated-model", engine_python=python,
         worker_name="worker.a",

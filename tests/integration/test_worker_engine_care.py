@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tests.worker_bench import (
     chat,
     line_of,
     running_agent,
+    stand_in_python,
     until,
 )
 
@@ -24,7 +23,6 @@ from vllm_batch.ids import JobId
 from vllm_batch.messaging import subjects
 from vllm_batch.settings import Settings
 
-STAND_IN = Path(__file__).parents[1] / "stand_in_vllm.py"
 FROZEN_SECONDS = 0.3
 
 
@@ -183,12 +181,7 @@ async def test_out_of_memory_alone_is_the_requests_own_doing(
 async def test_an_engine_that_is_too_large_is_replaced_between_requests(
     bench: WorkerBench, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.RESTART_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.STOP_GRACE_SECONDS", 1.0)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.HEALTH_PAUSE_SECONDS", 0.02)
-    python = tmp_path / "engine-python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} "{STAND_IN}" "$@"\n')
-    python.chmod(0o755)
+    python = stand_in_python(tmp_path, monkeypatch)
     # Everything is too large: it is replaced whenever it has nothing to do.
     small = changed(
         settings, engine="vllm", model="org/simulated-model", engine_python=python,

@@ -7,9 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -19,7 +17,7 @@ import msgspec
 import psutil
 import pytest
 from tests.conftest import NatsServer
-from tests.worker_bench import until, worker_process
+from tests.worker_bench import stand_in_python, until, worker_process
 
 from batch_gpu_worker.answers import fit_for_batch
 from batch_gpu_worker.engines import guardian
@@ -27,19 +25,13 @@ from batch_gpu_worker.engines.vllm import VllmEngine
 from vllm_batch.errors import EngineCrashed, EngineDown, EngineFailed
 from vllm_batch.settings import Settings
 
-STAND_IN = Path(__file__).parents[1] / "stand_in_vllm.py"
 COMPLETIONS = "/v1/completions"
 
 
 @pytest.fixture
 def vllm_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     monkeypatch.setenv("STAND_IN_MARK", str(tmp_path))
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.RESTART_PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.STOP_GRACE_SECONDS", 1.0)
-    monkeypatch.setattr("batch_gpu_worker.engines.vllm.HEALTH_PAUSE_SECONDS", 0.02)
-    python = tmp_path / "engine python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {shlex.quote(sys.executable)} "{STAND_IN}" "$@"\n')
-    python.chmod(0o755)
+    python = stand_in_python(tmp_path, monkeypatch)
     yield Settings(
         home=tmp_path / "a home", engine="vllm", model="org/stand-in", engine_python=python
     )

@@ -29,6 +29,7 @@ class OpenUploads:
         """Take in an event of this process before it comes back from the log."""
         match recorded.event:
             case UploadCreated() as created:
+                self._forget_expired()
                 self._open[created.upload_id] = created
             case UploadCompleted(upload_id=ended) | UploadCancelled(upload_id=ended):
                 self.end(ended)
@@ -39,11 +40,13 @@ class OpenUploads:
 
     def declared_bytes(self, project: ProjectId, *, besides: UploadId | None = None) -> int:
         """Return what the open uploads of ``project`` declared, but for the one ``besides``."""
-        now = self._clock.now().timestamp()
-        for created in [one for one in self._open.values() if one.expires_at < now]:
-            del self._open[created.upload_id]
+        self._forget_expired()
         return sum(
             one.bytes
             for one in self._open.values()
             if one.project == project and one.upload_id != besides
         )
+
+    def _forget_expired(self) -> None:
+        now = self._clock.now().timestamp()
+        self._open = {key: one for key, one in self._open.items() if one.expires_at >= now}
